@@ -1,0 +1,1 @@
+"""From text files to packed batches: numpy in, numpy out."""

@@ -1,0 +1,1 @@
+"""Tokenizers of the families, in the file format of the `transformers` folders."""
