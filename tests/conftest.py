@@ -1,0 +1,57 @@
+"""What every test runs with: eight simulated CPU devices, strict numerics, a clean gin."""
+
+import importlib.metadata
+import os
+from pathlib import Path
+
+# Both must be set before JAX is first imported.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+).strip()
+
+import gin
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCES = {"torch": "2.13.0", "transformers": "4.57.6"}
+
+
+def _missing_references():
+    missing = []
+    for package, wanted in REFERENCES.items():
+        try:
+            found = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found = "none"
+        if found.split("+")[0] != wanted:
+            missing.append(f"{package}=={wanted} (found {found})")
+    return missing
+
+
+def pytest_collection_modifyitems(items):
+    missing = _missing_references()
+    if not missing:
+        return
+    skip = pytest.mark.skip(reason="needs " + ", ".join(missing) + ": requirements/reference.txt")
+    for item in items:
+        if item.get_closest_marker("reference"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def clean_gin():
+    """No test sees another's bindings."""
+    gin.clear_config()
+    yield
+    gin.clear_config()
+
+
+@pytest.fixture(scope="session")
+def parity_folder() -> Path:
+    """The recorded reference cases: the full set beside the checkout, else the part in the tree."""
+    beside = ROOT.parent / "shared" / "parity"
+    return beside if beside.is_dir() else ROOT / "tests" / "fixtures" / "parity"

@@ -1,0 +1,59 @@
+"""JAX/Flax transformers: UMT5, BigBird, SqueezeBERT and XGLM.
+
+Every public name is imported on first use, so that `import xformer` costs nothing: neither JAX nor
+Flax is loaded before a name that needs them is asked for.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> the module that it comes from. The import below shows the same names to type
+# checkers and editors.
+_HOMES = {
+    "FlaxBaseModelOutput": "outputs",
+    "FlaxBaseModelOutputWithNoAttention": "outputs",
+    "FlaxBaseModelOutputWithPast": "outputs",
+    "FlaxBaseModelOutputWithPastAndCrossAttentions": "outputs",
+    "FlaxBaseModelOutputWithPooling": "outputs",
+    "FlaxBaseModelOutputWithPoolingAndCrossAttentions": "outputs",
+    "FlaxBaseModelOutputWithPoolingAndNoAttention": "outputs",
+    "FlaxBeamSearchOutput": "outputs",
+    "FlaxBigBirdForPreTrainingOutput": "outputs",
+    "FlaxBigBirdForQuestionAnsweringModelOutput": "outputs",
+    "FlaxCausalLMOutputWithCrossAttentions": "outputs",
+    "FlaxGreedySearchOutput": "outputs",
+    "FlaxImageClassifierOutputWithNoAttention": "outputs",
+    "FlaxMaskedLMOutput": "outputs",
+    "FlaxMultipleChoiceModelOutput": "outputs",
+    "FlaxNextSentencePredictorOutput": "outputs",
+    "FlaxQuestionAnsweringModelOutput": "outputs",
+    "FlaxSampleOutput": "outputs",
+    "FlaxSeq2SeqLMOutput": "outputs",
+    "FlaxSeq2SeqModelOutput": "outputs",
+    "FlaxSeq2SeqQuestionAnsweringModelOutput": "outputs",
+    "FlaxSeq2SeqSequenceClassifierOutput": "outputs",
+    "FlaxSequenceClassifierOutput": "outputs",
+    "FlaxTokenClassifierOutput": "outputs",
+    "ModelOutput": "outputs",
+}
+
+if TYPE_CHECKING:
+    from xformer.outputs import *  # noqa: F403
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name from its module when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'xformer' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"xformer.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Lists the public names, imported or not, for completion."""
+    return sorted({*globals(), *_HOMES})
