@@ -1,5 +1,6 @@
 """What every test runs with: eight simulated CPU devices, strict numerics, a clean gin."""
 
+import functools
 import importlib.metadata
 import os
 from pathlib import Path
@@ -15,6 +16,24 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def _leave_fields_unchecked(register):
+    """Exempts the constructors of pytree dataclasses from the run-time type check.
+
+    Tree operations rebuild them with anything in the fields: shapes under `eval_shape`, one more
+    axis under `vmap`, booleans in a mask. Their methods stay checked.
+    """
+
+    @functools.wraps(register)
+    def registered(nodetype, *args, **kwargs):
+        nodetype.__no_type_check__ = True
+        return register(nodetype, *args, **kwargs)
+
+    return registered
+
+
+jax.tree_util.register_dataclass = _leave_fields_unchecked(jax.tree_util.register_dataclass)
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCES = {"torch": "2.13.0", "transformers": "4.57.6"}
