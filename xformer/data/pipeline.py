@@ -1,0 +1,251 @@
+"""Batches for training and evaluation: configuration, position and identity of a data stream.
+
+    config -> open_batches(...) -> BatchIterator -> {"input_ids", "segment_ids", "position_ids"}
+
+Two kinds of data give the same kind of batch.  `PreparedData` reads the rows that `xformer prepare`
+wrote: any batch can be computed from its number, so the position is that number.  `TextData`
+tokenizes and packs text files while training; its position also names the document in which the
+next row begins.  In both, the global batch k does not depend on the number of processes or workers.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from xformer.data.manifest import TOKENIZER_FOLDER, read_manifest
+from xformer.data.packing import Batch
+from xformer.data.sources import SourceOptions
+from xformer.data.streams import PreparedStream, Request, Stream, TextStream
+from xformer.tokenization.xglm import XGLMTokenizer
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A corpus written by `xformer prepare`.
+
+    Attributes:
+        path: its folder.
+        shuffle: whether every epoch has an order of its own; a pass with an end is always in order.
+        workers: processes that read rows; 0 reads in threads of the training process.
+    """
+
+    path: str
+    shuffle: bool = True
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ValueError("PreparedData.path must name a folder, got an empty string")
+        _check_workers(self.workers, "PreparedData.workers")
+
+
+@dataclass(frozen=True)
+class TextData:
+    """Text and JSON-lines files, tokenized and packed while training.
+
+    For corpora of a few gigabytes: at the start every file is read once (to count, hash and find
+    the documents), compressed ones are kept in memory, and every process of a run tokenizes
+    everything.  For more, `xformer prepare` once and use `PreparedData`.
+
+    Attributes:
+        files: names and glob patterns; `.jsonl` and `.ndjson` hold JSON rows, others text.
+        tokenizer: a tokenizer folder.
+        length: tokens of a row.
+        text_key: key of the text in JSON rows.
+        text_split: what of a text file is one document: "file", "paragraph" or "line".
+        shuffle: whether every epoch has an order of its own; a pass with an end is always in order.
+        workers: processes that tokenize; 0 tokenizes in threads of the training process.
+        bad_row_limit: largest share of unusable rows, 0 to 1.
+    """
+
+    files: tuple[str, ...]
+    tokenizer: str
+    length: int
+    text_key: str = "text"
+    text_split: str = "file"
+    shuffle: bool = True
+    workers: int = 0
+    bad_row_limit: float = 0.01
+
+    def __post_init__(self) -> None:
+        if isinstance(self.files, str) or not self.files:
+            raise ValueError(f"TextData.files must be a tuple of file names, got {self.files!r}")
+        if not self.tokenizer:
+            raise ValueError("TextData.tokenizer must name a folder, got an empty string")
+        if self.length < 2:
+            raise ValueError(f"TextData.length must be at least 2, got {self.length}")
+        if not 0 <= self.bad_row_limit <= 1:
+            raise ValueError(f"TextData.bad_row_limit must be in 0..1, got {self.bad_row_limit}")
+        _check_workers(self.workers, "TextData.workers")
+        self.source_options()
+
+    def source_options(self) -> SourceOptions:
+        """Collects how files become documents.
+
+        Returns:
+            The options.
+
+        Raises:
+            ValueError: one of them is out of range.
+        """
+        try:
+            return SourceOptions(text_key=self.text_key, text_split=self.text_split)
+        except ValueError as error:
+            raise ValueError(f"TextData.{error}") from error
+
+
+class BatchIterator(Iterator[Batch]):
+    """An iterator over batches whose position can be saved and restored.
+
+    Attributes:
+        fingerprint: everything that decides the sequence of batches, as a JSON object; a position
+            is only meaningful for a stream with the same fingerprint.
+        rows: packed rows of one epoch; None where that is not known before reading.
+        batches: number of batches; None where the stream has no end or it is not known.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        """Begins at batch 0.
+
+        Args:
+            stream: where rows come from.
+        """
+        self._stream = stream
+        self._state = stream.first_state()
+        self._batches: Iterator[tuple[Batch, dict[str, int]]] | None = None
+        self.fingerprint: dict[str, Any] = stream.fingerprint()
+        self.rows = stream.rows
+        self.batches = stream.batches
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._batches is None:
+            self._batches = self._stream.batches_from(self._state)
+        batch, self._state = next(self._batches)
+        return batch
+
+    def state(self) -> dict[str, int]:
+        """Gives the position: that of the batch that `next` returns next.
+
+        Returns:
+            A JSON object.
+        """
+        return dict(self._state)
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Goes to a position, before or after any `next`.
+
+        Args:
+            state: what `state()` gave, on a stream with the same fingerprint.
+
+        Raises:
+            ValueError: it is no position of this kind of data.
+        """
+        expected = self._stream.first_state()
+        usable = isinstance(state, dict) and set(state) == set(expected)
+        if not usable or not all(type(v) is int and v >= 0 for v in state.values()):
+            raise ValueError(f"a data position must have the form {expected}, got {state!r}")
+        self.close()
+        self._state = dict(state)
+
+    def close(self) -> None:
+        """Ends the workers; the next `next` starts them again at the same position."""
+        if self._batches is not None:
+            self._batches.close()  # type: ignore[attr-defined]
+            self._batches = None
+
+
+def open_batches(
+    config: PreparedData | TextData,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    epochs: int | None = None,
+) -> BatchIterator:
+    """Opens a data stream, checking its files.
+
+    Args:
+        config: what to read.
+        batch_size: rows of a batch over all processes.
+        seed: decides the order; the same seed gives the same batches.
+        process_index: which share of every batch this process reads.
+        process_count: number of processes; must divide `batch_size`.
+        epochs: None repeats without end, in a new order every epoch; a number makes so many passes
+            in order and fills the last batch up with rows of padding (`segment_ids` 0).
+
+    Returns:
+        An iterator over dictionaries of int32 arrays `[batch_size / process_count, length]`.
+
+    Raises:
+        FileNotFoundError: files are missing.
+        ValueError: an argument is out of range, or files are damaged or hold no text.
+    """
+    if process_count < 1 or not 0 <= process_index < process_count:
+        raise ValueError(f"process_index must be in 0..{process_count - 1}, got {process_index}")
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"batch_size={batch_size} must be a positive multiple of the {process_count} "
+            "processes; change Run.batch_size"
+        )
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be in 0..2**63-1, got {seed}; change Run.seed")
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"epochs must be None or at least 1, got {epochs}")
+    request = Request(
+        batch_size=batch_size,
+        seed=seed,
+        process_index=process_index,
+        process_count=process_count,
+        epochs=epochs,
+        shuffle=config.shuffle and epochs is None,
+        workers=config.workers,
+    )
+    if isinstance(config, PreparedData):
+        return BatchIterator(PreparedStream(Path(config.path), request))
+    stream = TextStream.open(
+        config.files,
+        read_tokenizer(config),
+        length=config.length,
+        options=config.source_options(),
+        bad_row_limit=config.bad_row_limit,
+        request=request,
+    )
+    return BatchIterator(stream)
+
+
+def read_tokenizer(config: PreparedData | TextData) -> XGLMTokenizer:
+    """Reads the tokenizer that a data stream's ids belong to.
+
+    Args:
+        config: the data.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not the one that the corpus was prepared with.
+    """
+    if isinstance(config, TextData):
+        return XGLMTokenizer.from_pretrained(config.tokenizer)
+    folder = Path(config.path)
+    wanted = read_manifest(folder).tokenizer.sha256
+    tokenizer = XGLMTokenizer.from_pretrained(folder / TOKENIZER_FOLDER)
+    if tokenizer.fingerprint() != wanted:
+        raise ValueError(
+            f"{folder / TOKENIZER_FOLDER} must be the tokenizer that the corpus was prepared with "
+            f"({wanted[:12]}), got {tokenizer.fingerprint()[:12]}; prepare the corpus again"
+        )
+    return tokenizer
+
+
+def _check_workers(workers: int, key: str) -> None:
+    if not 0 <= workers <= 1024:
+        raise ValueError(f"{key} must be in 0..1024, got {workers}")
