@@ -127,7 +127,7 @@ def prepare(
             results = _collect(
                 run(partial(_work, settings), jobs), plan, sources, options.bad_row_limit, progress
             )
-            if (moved := [p for p, stamp in zip(paths, stamps, strict=True) if _stamp(p) != stamp]):
+            if moved := [p for p, stamp in zip(paths, stamps, strict=True) if _stamp(p) != stamp]:
                 raise ValueError(f"{moved[0]} must not change while it is prepared; run this again")
             _copy_tokenizer(tokenizer, folder, entry)
             built = _finish(folder, settings, entry, sources, results)

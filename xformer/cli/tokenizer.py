@@ -1,0 +1,90 @@
+"""Train a tokenizer on one's own text.
+
+`train` learns a SentencePiece model for XGLM from the same kinds of file that `xformer prepare`
+reads, and writes a folder that transformers reads too. Newlines, tabs and indentation are kept, so
+code and laid-out text round trip.
+
+Example:
+  xformer tokenizer train 'corpus/*.jsonl' --vocab-size 32000 --out tokenizer
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from xformer.cli.prepare import add_source_arguments, read_source_options
+from xformer.data.sources import BadRows, SourceOptions, expand_files, read_documents
+from xformer.tokenization.training import train_sentencepiece
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments.
+
+    Args:
+        parser: its parser.
+    """
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    train = actions.add_parser(
+        "train",
+        help="learn a SentencePiece model and write a tokenizer folder",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_source_arguments(train)
+    train.add_argument(
+        "--vocab-size", type=int, required=True, help="number of token ids, special ones included"
+    )
+    train.add_argument("--out", required=True, metavar="FOLDER", help="folder of the tokenizer")
+    train.add_argument(
+        "--model-type", choices=("unigram", "bpe"), default="unigram", help="(%(default)s)"
+    )
+    train.add_argument(
+        "--character-coverage",
+        type=float,
+        default=0.9995,
+        help="share of characters with a token of their own (%(default)s)",
+    )
+    train.add_argument(
+        "--max-sentences", type=int, default=5_000_000, help="lines learnt from (%(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains the tokenizer.
+
+    Args:
+        args: parsed arguments.
+
+    Returns:
+        0.
+
+    Raises:
+        ValueError: the text is unusable or too small for the vocabulary.
+    """
+    bad_rows = BadRows()
+    documents = _documents(expand_files(args.files), read_source_options(args), bad_rows)
+    with Console(stderr=True).status("training the tokenizer"):
+        tokenizer = train_sentencepiece(
+            _checked(documents, bad_rows, args.bad_row_limit),
+            args.out,
+            vocab_size=args.vocab_size,
+            model_type=args.model_type,
+            character_coverage=args.character_coverage,
+            max_sentences=args.max_sentences,
+        )
+    print(f"{args.out}: {len(tokenizer):,} tokens, fingerprint {tokenizer.fingerprint()[:12]}")
+    return 0
+
+
+def _documents(files: Sequence[Path], options: SourceOptions, bad_rows: BadRows) -> Iterator[str]:
+    for path in files:
+        for _, text in read_documents(path, options, bad_rows):
+            yield text
+
+
+def _checked(documents: Iterator[str], bad_rows: BadRows, limit: float) -> Iterator[str]:
+    """Judges the bad rows when all rows have been read, before anything is learnt from them."""
+    yield from documents
+    bad_rows.check(limit, "--bad-row-limit")
