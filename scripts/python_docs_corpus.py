@@ -28,6 +28,7 @@ from pydoc_data.topics import topics
 SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
 SKIPPED |= {"pydoc_data", "turtledemo", "lib-dynload"}
 MIN_CHARACTERS = 200
+DEFINITIONS = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def topic_documents() -> Iterator[tuple[str, str]]:
@@ -82,20 +83,21 @@ def docstring_sections(node: ast.AST, name: str) -> Iterator[str]:
     """Walks a module, its classes and functions in the order of the source.
 
     Args:
-        node: a module, class or function.
-        name: its qualified name.
+        node: a module, class, function, or a statement in one.
+        name: the qualified name of the innermost definition.
 
     Yields:
-        Heading and docstring of each that has one; private functions are left out.
+        Heading and docstring of each definition that has one.
     """
-    docstring = ast.get_docstring(node)  # type: ignore[arg-type]
-    if docstring and docstring.strip():
-        yield f"{heading(node, name)}\n\n{docstring.strip()}"
+    if isinstance(node, ast.Module | DEFINITIONS):
+        docstring = ast.get_docstring(node)
+        if docstring and docstring.strip():
+            yield f"{heading(node, name)}\n\n{docstring.strip()}"
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            private = child.name.startswith("_") and not child.name.endswith("__")
-            if not private:
-                yield from docstring_sections(child, f"{name}.{child.name}")
+        if isinstance(child, DEFINITIONS):
+            yield from docstring_sections(child, f"{name}.{child.name}")
+        elif isinstance(child, ast.stmt | ast.excepthandler):  # Definitions under `if` and `try`.
+            yield from docstring_sections(child, name)
 
 
 def heading(node: ast.AST, name: str) -> str:

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from xformer.data.manifest import Manifest
 from xformer.data.prepare import PrepareOptions, prepare
-from xformer.data.sources import TEXT_SPLITS, SourceOptions
+from xformer.data.raw import TEXT_SPLITS, SourceOptions
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:

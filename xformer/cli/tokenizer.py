@@ -15,7 +15,8 @@ from pathlib import Path
 from rich.console import Console
 
 from xformer.cli.prepare import add_source_arguments, read_source_options
-from xformer.data.sources import BadRows, SourceOptions, expand_files, read_documents
+from xformer.data.raw import SourceOptions
+from xformer.data.sources import BadRows, expand_files, read_documents
 from xformer.tokenization.training import train_sentencepiece
 
 

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, SupportsIndex
 
 from xformer.data.manifest import hash_file
+from xformer.data.raw import SourceOptions, is_compressed
 from xformer.data.sources import (
     BadRowError,
     BadRows,
-    SourceOptions,
     expand_files,
-    is_compressed,
     parse,
     read_documents,
 )
@@ -97,9 +96,11 @@ class DocumentSource:
         return [[file.path.name, file.bytes, file.sha256] for file in self._files]
 
     def __len__(self) -> int:
+        """Number of documents."""
         return len(self._offsets)
 
     def __repr__(self) -> str:
+        """Names this source in what grain prints."""
         return f"DocumentSource({len(self)} documents in {len(self._files)} files)"
 
     def __getitem__(self, index: SupportsIndex) -> str:
@@ -126,7 +127,7 @@ class DocumentSource:
             size, offset = self._sizes[number], self._offsets[number]
             content = os.pread(self._handles[file], size, offset)
             if len(content) != size:
-                raise BadRowError("the file is shorter than it was")
+                raise OSError("the file is shorter than it was")
             return parse(path, content.rstrip(b"\r\n"), self._options)
         except (OSError, BadRowError) as error:
             raise OSError(
@@ -135,9 +136,11 @@ class DocumentSource:
             ) from error
 
     def __getstate__(self) -> dict[str, Any]:
+        """Leaves open files behind: a worker opens its own."""
         return {**self.__dict__, "_handles": {}}
 
     def __del__(self) -> None:
+        """Closes the files."""
         for handle in self._handles.values():
             os.close(handle)
 

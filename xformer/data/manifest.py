@@ -1,9 +1,11 @@
 """The manifest of a prepared corpus: what is in the folder, and from what it was made.
 
-<folder>/manifest.json        this, written last
-         rows-00000.arrayrecord ...   packed rows, see `packing`
-         unigram_counts.npy   int64 [vocab_size], how often each id is a prediction's target
-         tokenizer/           the tokenizer that the ids belong to
+The folder of a corpus:
+
+    manifest.json            this, written last
+    rows-00000.arrayrecord   packed rows, see `packing`; and so on
+    unigram_counts.npy       int64 [vocab_size], how often each id is the target of a prediction
+    tokenizer/               the tokenizer that the ids belong to
 """
 
 import hashlib

@@ -10,7 +10,9 @@ other.  With length 4, the documents `a a a` and `b b b` become
 
 A row is stored as one record, all numbers little-endian:
 
-    uint32 n | n x uint32 lengths of the segments | ids as uint16 (vocabularies up to 65536) or uint32
+    uint32 n | n x uint32 lengths of the segments | ids
+
+Ids are uint16 for vocabularies of up to 65536 ids, else uint32; the manifest says which.
 """
 
 from collections import deque

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-
 from xformer.data.manifest import TOKENIZER_FOLDER, read_manifest
 from xformer.data.packing import Batch
-from xformer.data.sources import SourceOptions
-from xformer.data.streams import PreparedStream, Request, Stream, TextStream
+from xformer.data.prepared_stream import PreparedStream
+from xformer.data.raw import SourceOptions
+from xformer.data.streams import Request, Stream
+from xformer.data.text_stream import TextStream
 from xformer.tokenization.xglm import XGLMTokenizer
 
 
@@ -37,6 +37,7 @@ class PreparedData:
     workers: int = 0
 
     def __post_init__(self) -> None:
+        """Refuses values out of range."""
         if not self.path:
             raise ValueError("PreparedData.path must name a folder, got an empty string")
         _check_workers(self.workers, "PreparedData.workers")
@@ -71,7 +72,8 @@ class TextData:
     bad_row_limit: float = 0.01
 
     def __post_init__(self) -> None:
-        if isinstance(self.files, str) or not self.files:
+        """Refuses values out of range."""
+        if not isinstance(self.files, tuple | list) or not self.files:
             raise ValueError(f"TextData.files must be a tuple of file names, got {self.files!r}")
         if not self.tokenizer:
             raise ValueError("TextData.tokenizer must name a folder, got an empty string")
@@ -121,9 +123,11 @@ class BatchIterator(Iterator[Batch]):
         self.batches = stream.batches
 
     def __iter__(self) -> Self:
+        """Is an iterator itself."""
         return self
 
     def __next__(self) -> Batch:
+        """Reads the next batch."""
         if self._batches is None:
             self._batches = self._stream.batches_from(self._state)
         batch, self._state = next(self._batches)

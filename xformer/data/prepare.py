@@ -5,11 +5,8 @@ any moment leaves either no corpus or a whole one.
 """
 
 import contextlib
-import fcntl
-import json
 import multiprocessing
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -20,11 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from xformer.data import manifest as manifests
+from xformer.data.building import building, publish, sync
 from xformer.data.manifest import Counts, FileEntry, Manifest, Settings, TokenizerEntry
 from xformer.data.packing import token_dtype
 from xformer.data.processes import die_with
+from xformer.data.raw import SourceOptions
 from xformer.data.shards import ShardResult, Span, choose_shard_bytes, plan_shards, write_shard
-from xformer.data.sources import BadRows, SourceOptions, expand_files
+from xformer.data.sources import BadRows, expand_files
 from xformer.tokenization.xglm import XGLMTokenizer
 
 Progress = Callable[[int, int], None]
@@ -47,6 +46,7 @@ class PrepareOptions:
     shard_bytes: int | None = None
 
     def __post_init__(self) -> None:
+        """Refuses values out of range."""
         if not 2 <= self.length <= 2**24:
             raise ValueError(f"length must be in 2..{2**24}, got {self.length}")
         if not 0 <= self.bad_row_limit <= 1:
@@ -117,7 +117,7 @@ def prepare(
         settings = _settings(options, sources)
         if final.exists() and (found := _existing(final, overwrite, settings, entry, sources)):
             return Prepared(found, created=False)
-        with _building(final) as folder:
+        with building(final) as folder:
             plan = plan_shards(
                 [(path, stamp[0]) for path, stamp in zip(paths, stamps, strict=True)],
                 options.source,
@@ -131,7 +131,7 @@ def prepare(
                 raise ValueError(f"{moved[0]} must not change while it is prepared; run this again")
             _copy_tokenizer(tokenizer, folder, entry)
             built = _finish(folder, settings, entry, sources, results)
-            _publish(folder, final)
+            publish(folder, final)
     return Prepared(built, created=True)
 
 
@@ -185,42 +185,6 @@ def _existing(
     return None
 
 
-@contextlib.contextmanager
-def _building(final: Path) -> Iterator[Path]:
-    """Gives an empty folder beside the final place, which only this process writes."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    folder = final.parent / f".{final.name}.building"
-    folder.mkdir(exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mine = os.fstat(handle).st_ino == os.stat(folder).st_ino
-        except OSError:
-            mine = False
-        if not mine:
-            raise FileExistsError(f"another process is preparing {final}; wait for it")
-        for path in folder.iterdir():  # What a killed run has left.
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        try:
-            yield folder
-        finally:
-            if folder.exists() and os.fstat(handle).st_ino == os.stat(folder).st_ino:
-                shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        os.close(handle)
-
-
-def _publish(folder: Path, final: Path) -> None:
-    replaced = final.parent / f".{final.name}.replaced"
-    shutil.rmtree(replaced, ignore_errors=True)
-    if final.exists():
-        final.rename(replaced)
-    folder.rename(final)
-    _sync(final.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
 def _collect(
     results: Iterator[ShardResult],
     plan: Sequence[tuple[Span, ...]],
@@ -265,7 +229,7 @@ def _finish(
     results: Sequence[ShardResult],
 ) -> Manifest:
     """Gives the shards their names and writes counts and manifest."""
-    shards = []
+    shards: list[FileEntry] = []
     for result in results:
         if result.entry is not None:
             name = f"rows-{len(shards):05d}.arrayrecord"
@@ -292,7 +256,7 @@ def _finish(
     )
     (folder / manifests.FILE_NAME).write_text(built.to_json(), encoding="utf-8")
     for path in (unigram_path, folder / manifests.FILE_NAME, folder):
-        _sync(path)
+        sync(path)
     return built
 
 
@@ -303,14 +267,6 @@ def _identity(entry: FileEntry) -> tuple[int, str, int]:
 def _stamp(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_size, status.st_mtime_ns
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 _tokenizer: XGLMTokenizer | None = None  # Of this worker process.

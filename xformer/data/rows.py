@@ -29,9 +29,11 @@ class RowSource:
         self._readers: dict[int, Any] = {}
 
     def __len__(self) -> int:
+        """Number of records."""
         return self._ends[-1]
 
     def __repr__(self) -> str:
+        """Names this source in what grain prints."""
         return f"RowSource({len(self)} rows in {len(self._paths)} shards)"
 
     def __getitem__(self, index: SupportsIndex) -> bytes:
@@ -58,9 +60,10 @@ class RowSource:
             return self._readers[shard].read([number])[0]
         except (RuntimeError, IndexError, ValueError) as error:
             raise OSError(
-                f"cannot read record {number} of {self._paths[shard]}: {error}; restore the file or "
-                "prepare the corpus again"
+                f"cannot read record {number} of {self._paths[shard]}: {error}; restore the file "
+                "or prepare the corpus again"
             ) from error
 
     def __getstate__(self) -> dict[str, Any]:
+        """Leaves open files behind: a worker opens its own."""
         return {**self.__dict__, "_readers": {}}

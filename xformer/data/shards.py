@@ -14,7 +14,8 @@ from array_record.python import array_record_module
 
 from xformer.data.manifest import FileEntry, Settings, hash_file
 from xformer.data.packing import Row, encode_record, pack, token_dtype
-from xformer.data.sources import BadRows, SourceOptions, is_splittable, read_documents
+from xformer.data.raw import SourceOptions, is_splittable
+from xformer.data.sources import BadRows, read_documents
 from xformer.tokenization.xglm import XGLMTokenizer
 
 _BATCH_DOCUMENTS = 64

@@ -5,7 +5,7 @@ shorter without a word.
 """
 
 import io
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import zstandard
 
@@ -35,7 +35,7 @@ class ZstdReader(io.RawIOBase):
         """
         return True
 
-    def readinto(self, buffer) -> int:  # noqa: ANN001 (any writable buffer)
+    def readinto(self, buffer: Any, /) -> int:
         """Fills a buffer with decompressed bytes.
 
         Args:

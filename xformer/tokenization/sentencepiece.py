@@ -147,6 +147,7 @@ class SentencePieceTokenizer:
     # What they share.
 
     def __len__(self) -> int:
+        """Number of ids, as `vocab_size`."""
         return self.vocab_size
 
     @property
@@ -241,8 +242,12 @@ class SentencePieceTokenizer:
             64 hexadecimal digits.
         """
         digest = hashlib.sha256(self.model_bytes)
-        described = [type(self).__name__, self.special_tokens, self.additional_special_tokens]
-        described.append(self.clean_up_tokenization_spaces)
+        described = (
+            type(self).__name__,
+            self.special_tokens,
+            self.additional_special_tokens,
+            self.clean_up_tokenization_spaces,
+        )
         digest.update(json.dumps(described, sort_keys=True).encode())
         return digest.hexdigest()
 
@@ -261,8 +266,10 @@ class SentencePieceTokenizer:
         Raises:
             OSError: the folder cannot be written.
         """
-        special = {**self.special_tokens}
-        special["additional_special_tokens"] = list(self.additional_special_tokens)
+        special = {
+            **self.special_tokens,
+            "additional_special_tokens": list(self.additional_special_tokens),
+        }
         files = {
             self.vocab_file_name: self.model_bytes,
             "special_tokens_map.json": _json_bytes(special),

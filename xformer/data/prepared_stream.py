@@ -1,0 +1,106 @@
+"""The stream of rows of a prepared corpus."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+
+from xformer.data.manifest import check_files, read_manifest
+from xformer.data.packing import Batch, decode_record, expand_row
+from xformer.data.rows import RowSource
+from xformer.data.streams import Request, State, close, stack
+
+
+class PreparedStream:
+    """Rows of a prepared corpus."""
+
+    def __init__(self, folder: Path, request: Request) -> None:
+        """Reads the manifest and compares the sizes of all files with it.
+
+        Args:
+            folder: the corpus.
+            request: what is wanted of it.
+
+        Raises:
+            FileNotFoundError: there is no corpus.
+            ValueError: it is damaged.
+        """
+        self._request = request
+        self._manifest = read_manifest(folder)
+        check_files(folder, self._manifest)
+        self._source = RowSource(folder, self._manifest.shards)
+        self.rows: int | None = len(self._source)
+        self.batches: int | None = None
+        if request.epochs is not None:
+            self.batches = -(-self.rows * request.epochs // request.batch_size)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Describes everything that decides the batches.
+
+        Returns:
+            A JSON object; where the folder lies is not in it.
+        """
+        return {
+            "kind": "PreparedData",
+            **self._request.describe(),
+            "length": self._manifest.settings.length,
+            "rows": self.rows,
+            "bytes": sum(shard.bytes for shard in self._manifest.shards),
+            "shards_sha256": self._manifest.content_sha256(),
+            "tokenizer": self._manifest.tokenizer.sha256,
+        }
+
+    def first_state(self) -> State:
+        """Gives the position of batch 0.
+
+        Returns:
+            The number of the next batch.
+        """
+        return {"batch": 0}
+
+    def batches_from(self, state: State) -> Iterator[tuple[Batch, State]]:
+        """Reads on from a batch.
+
+        Args:
+            state: its number.
+
+        Yields:
+            A batch and the number of the next.
+        """
+        request, manifest = self._request, self._manifest
+        decode = partial(
+            _decode,
+            dtype=np.dtype(manifest.token_dtype),
+            length=manifest.settings.length,
+            pad_id=manifest.tokenizer.pad_token_id,
+        )
+        dataset = request.order(grain.MapDataset.source(self._source))
+        first = state["batch"] * request.batch_size + request.process_index
+        dataset = dataset[first :: request.process_count].map(decode).batch(request.local_size)
+        shares = iter(request.in_workers(dataset, ahead=2))
+        number = state["batch"]
+        try:
+            while self.batches is None or number < self.batches:
+                share = next(shares, None)
+                number += 1
+                yield _fill_up(share, decode(None), request.local_size), {"batch": number}
+        finally:
+            close(shares)
+
+
+def _decode(record: bytes | None, dtype: np.dtype, length: int, pad_id: int) -> Batch:
+    row = None if record is None else decode_record(record, dtype)
+    return expand_row(row, length, pad_id)
+
+
+def _fill_up(share: Batch | None, padding: Batch, size: int) -> Batch:
+    """Puts rows of padding behind the rows of the last batch."""
+    if share is None:
+        return stack([padding] * size)
+    missing = size - len(share["input_ids"])
+    if not missing:
+        return share
+    return {name: np.concatenate([rows, [padding[name]] * missing]) for name, rows in share.items()}
