@@ -39,6 +39,7 @@ TABLE: Mapping[str, str] = {
     "heads.CausalLM": "xformer.layers.heads:CausalLM",
     "Execution": "xformer.layers.execution:Execution",
     "MeshConfig": "xformer.partitioning:MeshConfig",
+    "Rules": "xformer.partitioning:Rules",
     "NextToken": "xformer.objectives:NextToken",
     "PreparedData": "xformer.data.pipeline:PreparedData",
     "TextData": "xformer.data.pipeline:TextData",
