@@ -82,8 +82,6 @@ class ModelOutput(OrderedDict[str, Any]):
         """Tells whether `other` is of the same class with the same structure and equal values."""
         if self is other:
             return True
-        if type(self) is not type(other):
-            return False
         structure: Any = jax.tree.structure(self)
         return structure == jax.tree.structure(other) and all(
             map(np.array_equal, jax.tree.leaves(self), jax.tree.leaves(other))
@@ -99,8 +97,3 @@ class ModelOutput(OrderedDict[str, Any]):
         """Pickles and copies by the fields."""
         values = (getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
         return type(self), tuple(values)
-
-    def copy(self) -> Any:
-        """Returns another output that holds the same values."""
-        kind, values = self.__reduce__()
-        return kind(*values)
