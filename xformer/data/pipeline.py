@@ -11,7 +11,7 @@ next row begins.  In both, the global batch k does not depend on the number of p
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from xformer.data.manifest import TOKENIZER_FOLDER, read_manifest
 from xformer.data.packing import Batch
@@ -122,7 +122,7 @@ class BatchIterator(Iterator[Batch]):
         self.rows = stream.rows
         self.batches = stream.batches
 
-    def __iter__(self) -> Self:
+    def __iter__(self) -> "BatchIterator":
         """Is an iterator itself."""
         return self
 

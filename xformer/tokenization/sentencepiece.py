@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import sentencepiece
@@ -24,6 +24,8 @@ from xformer.tokenization.folders import (
     read_limited,
     write_folder,
 )
+
+_Tokenizer = TypeVar("_Tokenizer", bound="SentencePieceTokenizer")
 
 SPACE = "\u2581"
 _CLEAN_UP = (
@@ -278,7 +280,7 @@ class SentencePieceTokenizer:
         return write_folder(Path(save_directory), files)
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
+    def from_pretrained(cls: type[_Tokenizer], folder: str | os.PathLike[str]) -> _Tokenizer:
         """Reads a folder written by `save_pretrained` or by `transformers`.
 
         Args:

@@ -1,0 +1,89 @@
+import pydoc_data.topics
+
+import pytest
+
+from xformer.tokenization.training import train_sentencepiece
+
+CODE = "def f(x):\n    if x:\n\t\treturn 'a  b'\n\n\nclass A:\n        pass"
+TEXTS = sorted(pydoc_data.topics.topics.values())[:20]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "tokenizer"
+    return folder, train_sentencepiece([CODE, *TEXTS], folder, vocab_size=512)
+
+
+def test_vocabulary_has_the_size_asked_for(trained):
+    assert len(trained[1]) == 512
+
+
+def test_code_round_trips(trained):
+    _, tokenizer = trained
+    for text in (CODE, *TEXTS):
+        known = tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True)
+        if 3 not in tokenizer.encode(text):
+            assert known == text.strip()
+    assert 3 not in tokenizer.encode(CODE)
+
+
+def test_newline_and_tab_are_tokens(trained):
+    pieces = trained[1].tokenize(CODE)
+    assert pieces.count("\n") == CODE.count("\n") and pieces.count("\t") == 2
+
+
+def test_same_text_gives_the_same_tokenizer(trained, tmp_path):
+    again = train_sentencepiece([CODE, *TEXTS], tmp_path / "again", vocab_size=512)
+    assert again.fingerprint() == trained[1].fingerprint()
+    other = train_sentencepiece(TEXTS, tmp_path / "other", vocab_size=512)
+    assert other.fingerprint() != trained[1].fingerprint()
+
+
+def test_bpe_can_be_chosen(tmp_path):
+    tokenizer = train_sentencepiece(
+        [CODE, *TEXTS], tmp_path / "bpe", vocab_size=400, model_type="bpe"
+    )
+    assert len(tokenizer) == 400
+    assert tokenizer.decode(tokenizer.encode(CODE), skip_special_tokens=True) == CODE
+
+
+def test_max_sentences_bounds_what_is_read(tmp_path):
+    def documents():
+        yield "\n".join(TEXTS)
+        raise AssertionError("read on behind max_sentences")
+
+    train_sentencepiece(documents(), tmp_path / "some", vocab_size=300, max_sentences=400)
+
+
+@pytest.mark.reference
+def test_transformers_gives_the_same_ids(trained):
+    from transformers.models.xglm.tokenization_xglm import XGLMTokenizer as Reference
+
+    folder, tokenizer = trained
+    reference = Reference.from_pretrained(folder)
+    assert len(reference) == len(tokenizer)
+    for text in (CODE, *TEXTS, "a </s> b<pad>\u2603 \u00e9", "", " \n "):
+        ids = tokenizer.encode(text)
+        assert reference.encode(text) == ids
+        assert reference.decode(ids) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize(
+    ("documents", "options", "message"),
+    [
+        (TEXTS, {"vocab_size": 8}, "vocab_size must be at least 32, got 8"),
+        (TEXTS, {"vocab_size": 512, "model_type": "word"}, "model_type must be"),
+        (TEXTS, {"vocab_size": 512, "character_coverage": 0.5}, "character_coverage must be in"),
+        ([" \n", ""], {"vocab_size": 512}, "must be trained on some text"),
+        (["too small"], {"vocab_size": 512}, "vocab_size=512 .* must suit the text"),
+    ],
+)
+def test_unusable_arguments_are_refused(tmp_path, documents, options, message):
+    with pytest.raises(ValueError, match=message):
+        train_sentencepiece(documents, tmp_path / "tokenizer", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_existing_folder_is_not_replaced(trained):
+    with pytest.raises(FileExistsError, match="exists; choose another"):
+        train_sentencepiece(TEXTS, trained[0], vocab_size=300)
