@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import importlib
+import inspect
 import pickle
 import warnings
 
@@ -218,8 +219,8 @@ def test_struct_serialises_as_flax_state(out):
 def test_every_field_is_documented():
     for name in STRUCTS:
         struct = getattr(xformer.outputs, name)
-        _, _, described = struct.__doc__.partition("Attributes:\n")
-        lines = [line[8:].split(":")[0] for line in described.splitlines() if line[8:9].strip()]
+        _, _, described = inspect.getdoc(struct).partition("Attributes:\n")
+        lines = [line[4:].split(":")[0] for line in described.splitlines() if line[4:5].strip()]
         assert lines == [field.name for field in dataclasses.fields(struct)], name
 
 
