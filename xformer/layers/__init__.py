@@ -1,0 +1,1 @@
+"""The layer library: mechanisms with one right answer, shared by the four families."""

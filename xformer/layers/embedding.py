@@ -1,0 +1,46 @@
+"""The token table, shared between input lookup and output projection."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax.typing import Initializer
+from jaxtyping import Array, Float, Int
+
+from xformer.layers.parameter import with_axes
+
+
+class TokenEmbedding(nn.Module):
+    """A table of token vectors that can also score hidden states against every token.
+
+    Attributes:
+        vocab_size: Rows of the table.
+        features: Width of a vector.
+        dtype: Compute dtype; the table is float32.
+        embedding_init: Initializer of the table.
+    """
+
+    vocab_size: int
+    features: int
+    dtype: jnp.dtype = jnp.dtype("float32")
+    embedding_init: Initializer = nn.initializers.normal(0.02)
+
+    def setup(self) -> None:
+        """Declares the table."""
+        self.embedding = self.param(
+            "embedding",
+            with_axes(self.embedding_init, ("vocab", "embed")),
+            (self.vocab_size, self.features),
+            jnp.float32,
+        )
+
+    def __call__(self, ids_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Looks up vectors. An id outside the table gives NaN, never another token's vector."""
+        return jnp.take(self.embedding, ids_BT, axis=0, mode="fill").astype(self.dtype)
+
+    def attend(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Scores of every token for each hidden state, in float32."""
+        return jnp.einsum(
+            "BTD,VD->BTV",
+            x_BTD.astype(self.dtype),
+            self.embedding.astype(self.dtype),
+            preferred_element_type=jnp.float32,
+        )

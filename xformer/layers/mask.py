@@ -1,0 +1,53 @@
+"""What may attend to what: described first, turned into an array only where one is needed."""
+
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Int
+
+
+@struct.dataclass
+class Mask:
+    """A description of an attention mask.
+
+    A query may read a key if every condition that is present allows it.
+
+    Attributes:
+        causal: Whether a query reads only keys at its own place or before it.
+        query_start: Place of the first query among the keys (tokens already in a cache); None is 0.
+        key_valid_BS: False for keys that nobody reads (padding).
+        query_segments_BT: Document number of each query; 0 is padding.
+        key_segments_BS: Document number of each key. Queries read keys of their own document only.
+    """
+
+    causal: bool = struct.field(pytree_node=False, default=False)
+    query_start: Int[Array, ""] | None = None
+    key_valid_BS: Bool[Array, "B S"] | None = None
+    query_segments_BT: Int[Array, "B T"] | None = None
+    key_segments_BS: Int[Array, "B S"] | None = None
+
+    def materialize(self, length: int, key_length: int) -> Bool[Array, "_ 1 T S"] | None:
+        """The mask as an array, True where a query may read a key.
+
+        Args:
+            length: Number of queries, T.
+            key_length: Number of keys, S.
+
+        Returns:
+            An array of shape (B or 1, 1, T, S), or None if everything may be read.
+        """
+        parts = []
+        if self.causal:
+            start = 0 if self.query_start is None else self.query_start
+            queries_T1 = jnp.arange(length)[:, None] + start
+            parts.append((jnp.arange(key_length)[None, :] <= queries_T1)[None, None])
+        if self.key_valid_BS is not None:
+            parts.append(self.key_valid_BS[:, None, None, :])
+        if self.query_segments_BT is not None and self.key_segments_BS is not None:
+            same_BTS = self.query_segments_BT[:, :, None] == self.key_segments_BS[:, None, :]
+            parts.append((same_BTS & (self.key_segments_BS[:, None, :] > 0))[:, None])
+        if not parts:
+            return None
+        allowed = parts[0]
+        for part in parts[1:]:
+            allowed = allowed & part
+        return allowed

@@ -1,0 +1,41 @@
+"""From descriptions to a module: the one table of families and heads."""
+
+import flax.linen as nn
+
+from xformer.layers.execution import Execution
+from xformer.layers.heads import Head
+from xformer.models import xglm
+
+ModelConfig = xglm.XGLMConfig
+"""Any family's config."""
+
+_MODULES: dict[type, dict[type, type[nn.Module]]] = {xglm.XGLMConfig: xglm.MODULES}
+
+
+def supported_heads(config: ModelConfig) -> tuple[type, ...]:
+    """The head descriptions that the config's family answers to."""
+    return tuple(_MODULES[type(config)])
+
+
+def build(config: ModelConfig, head: Head, execution: Execution | None = None) -> nn.Module:
+    """The Linen module of an architecture with a head.
+
+    Args:
+        config: A family's config; its class selects the family.
+        head: What the hidden states are turned into.
+        execution: Dtype, layer mode and rematerialisation; the defaults if None.
+
+    Returns:
+        A module whose `init` and `apply` are pure functions.
+
+    Raises:
+        ValueError: if the family has no such head.
+    """
+    modules = _MODULES.get(type(config))
+    if modules is None or type(head) not in modules:
+        legal = [h.__name__ for h in modules] if modules else [c.__name__ for c in _MODULES]
+        raise ValueError(
+            f"{type(config).__name__} has no head {type(head).__name__}; "
+            f"set Run.head or Run.model to one of {legal}"
+        )
+    return modules[type(head)](config, execution or Execution())

@@ -1,0 +1,520 @@
+"""XGLM, a multilingual decoder.
+
+Paper: Lin et al., 2021, "Few-shot Learning with Multilingual Language Models", arXiv:2112.10668.
+
+Differs from the vanilla Transformer decoder in: layer normalisation before each sublayer and after
+the last; fixed sinusoidal positions that start at row 2 of their table, with the row of the padding
+id cleared; token vectors scaled by sqrt(d_model) and shared with the output projection; cross-
+attention only on request.
+
+Parameters, for `XGLMForCausalLM` with looped layers:
+
+    model/embed_tokens/embedding                                     (vocab, embed)
+    model/layers/<i>/self_attn/{q,k,v}_proj/{kernel,bias}            (embed, heads)
+    model/layers/<i>/self_attn/out_proj/{kernel,bias}                (heads, embed)
+    model/layers/<i>/encoder_attn/..., encoder_attn_layer_norm/...   with add_cross_attention
+    model/layers/<i>/fc1/{kernel,bias}, fc2/{kernel,bias}            (embed, mlp), (mlp, embed)
+    model/layers/<i>/{self_attn_layer_norm,final_layer_norm}/{scale,bias}
+    model/layer_norm/{scale,bias}
+    lm_head/kernel                                                   with tie_word_embeddings=False
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from xformer.layers import heads
+from xformer.layers.attention import MultiHeadAttention, ProjectionNames
+from xformer.layers.cache import Cache, LayerCache
+from xformer.layers.dropout import dropout, split_key
+from xformer.layers.embedding import TokenEmbedding
+from xformer.layers.execution import Execution
+from xformer.layers.feedforward import ACTIVATIONS, feed_forward
+from xformer.layers.linear import Linear
+from xformer.layers.mask import Mask
+from xformer.layers.norm import layer_norm
+from xformer.layers.position import lookup_positions, sinusoidal_table
+from xformer.layers.stack import Stack
+from xformer.outputs import (
+    FlaxBaseModelOutputWithPastAndCrossAttentions,
+    FlaxCausalLMOutputWithCrossAttentions,
+)
+
+POSITION_OFFSET = 2  # fairseq counts positions from padding_idx + 1
+LAYER_NORM_EPSILON = 1e-5  # not a config field: the published weights use PyTorch's default
+_NAMES = ProjectionNames("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+@dataclass(frozen=True)
+class XGLMConfig:
+    """The architecture of an XGLM model; the defaults are those of XGLM-564M.
+
+    Attributes:
+        vocab_size: Number of tokens.
+        max_position_embeddings: Longest sequence the model is meant for. Longer ones work, as the
+            positions are computed, but were never trained.
+        d_model: Model width.
+        ffn_dim: Width of the feed-forward layers.
+        num_layers: Number of layers.
+        attention_heads: Number of heads; must divide `d_model`.
+        activation_function: Activation of the feed-forward layers, a key of `ACTIVATIONS`.
+        dropout: Dropout on the embeddings and on every sublayer's result.
+        attention_dropout: Dropout on the attention probabilities.
+        activation_dropout: Dropout inside the feed-forward layers.
+        layerdrop: Probability of skipping a layer in training.
+        init_std: Standard deviation of the normal initialisation.
+        scale_embedding: Whether token vectors are multiplied by sqrt(d_model).
+        use_cache: Whether generation keeps keys and values instead of recomputing them.
+        decoder_start_token_id: Token that decoding starts from.
+        pad_token_id: Token of padding; its embedding starts at zero, and the position row of the
+            same number is cleared, as published.
+        bos_token_id: Token that begins a sequence.
+        eos_token_id: Token that ends a sequence.
+        add_cross_attention: Whether layers attend to `encoder_hidden_states`.
+        tie_word_embeddings: Whether the output projection is the token table.
+    """
+
+    vocab_size: int = 256008
+    max_position_embeddings: int = 2048
+    d_model: int = 1024
+    ffn_dim: int = 4096
+    num_layers: int = 24
+    attention_heads: int = 16
+    activation_function: str = "gelu"
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    activation_dropout: float = 0.0
+    layerdrop: float = 0.0
+    init_std: float = 0.02
+    scale_embedding: bool = True
+    use_cache: bool = True
+    decoder_start_token_id: int = 2
+    pad_token_id: int = 1
+    bos_token_id: int = 0
+    eos_token_id: int = 2
+    add_cross_attention: bool = False
+    tie_word_embeddings: bool = True
+
+    model_type = "xglm"
+
+    def __post_init__(self) -> None:
+        """Checks the fields against each other.
+
+        Raises:
+            ValueError: naming the field to change.
+        """
+        sizes = ("vocab_size", "max_position_embeddings", "d_model", "ffn_dim", "num_layers")
+        for key in (*sizes, "attention_heads"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"XGLMConfig.{key} must be at least 1, got {getattr(self, key)}")
+        if self.d_model % self.attention_heads:
+            raise ValueError(
+                f"XGLMConfig.attention_heads={self.attention_heads} must divide "
+                f"XGLMConfig.d_model={self.d_model}"
+            )
+        for key in ("dropout", "attention_dropout", "activation_dropout", "layerdrop"):
+            if not 0.0 <= getattr(self, key) < 1.0:
+                raise ValueError(f"XGLMConfig.{key} must be in [0, 1), got {getattr(self, key)}")
+        if self.activation_function not in ACTIVATIONS:
+            raise ValueError(
+                f"XGLMConfig.activation_function must be one of {sorted(ACTIVATIONS)}, "
+                f"got {self.activation_function!r}"
+            )
+        if not self.init_std > 0.0:
+            raise ValueError(f"XGLMConfig.init_std must be positive, got {self.init_std}")
+        for key in ("decoder_start_token_id", "pad_token_id", "bos_token_id", "eos_token_id"):
+            if not 0 <= getattr(self, key) < self.vocab_size:
+                raise ValueError(
+                    f"XGLMConfig.{key}={getattr(self, key)} must be a token id below "
+                    f"XGLMConfig.vocab_size={self.vocab_size}"
+                )
+
+    @property
+    def hidden_size(self) -> int:
+        """Another documented name of `d_model`."""
+        return self.d_model
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Another documented name of `attention_heads`."""
+        return self.attention_heads
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Another documented name of `num_layers`."""
+        return self.num_layers
+
+    @property
+    def head_dim(self) -> int:
+        """Width of an attention head."""
+        return self.d_model // self.attention_heads
+
+    def empty_cache(self, batch: int, max_length: int, execution: Execution) -> Cache:
+        """A cache for `batch` rows of up to `max_length` tokens, with none stored."""
+        return Cache.empty(
+            num_layers=self.num_layers,
+            batch=batch,
+            max_length=max_length,
+            heads=self.attention_heads,
+            head_dim=self.head_dim,
+            dtype=execution.compute_dtype,
+        )
+
+
+@struct.dataclass
+class LayerInputs:
+    """What one layer gets beside the hidden states."""
+
+    cache: LayerCache | None = None
+    head_mask_N: Float[Array, " N"] | None = None
+    cross_head_mask_N: Float[Array, " N"] | None = None
+    key: PRNGKeyArray | None = None
+
+
+@struct.dataclass
+class Context:
+    """What all layers share."""
+
+    mask: Mask
+    cache_start: Int[Array, ""] | None = None
+    encoder_BSD: Float[Array, "B S D"] | None = None
+    encoder_mask: Mask = Mask()
+    output_attentions: bool = struct.field(pytree_node=False, default=False)
+
+
+@struct.dataclass
+class LayerOutputs:
+    """What one layer returns beside the hidden states."""
+
+    cache: LayerCache | None = None
+    attention_BNTS: Float[Array, "B N T S"] | None = None
+    cross_attention_BNTS: Float[Array, "B N T S"] | None = None
+
+
+class XGLMBlock(nn.Module):
+    """One decoder layer: self-attention, cross-attention on request, feed-forward."""
+
+    config: XGLMConfig
+    execution: Execution
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: Float[Array, "B T D"], inputs: LayerInputs, context: Context
+    ) -> tuple[Float[Array, "B T D"], LayerOutputs]:
+        """Applies the layer; `inputs.key` switches dropout on."""
+        config = self.config
+        keys = split_key(inputs.key, 6)
+        norm = functools.partial(
+            layer_norm, epsilon=LAYER_NORM_EPSILON, dtype=self.execution.compute_dtype
+        )
+
+        self_attention = self._attention("self_attn")(
+            norm(name="self_attn_layer_norm")(x_BTD),
+            mask=context.mask,
+            head_mask_N=inputs.head_mask_N,
+            cache=inputs.cache,
+            cache_start=context.cache_start,
+            key=keys[0],
+            return_probabilities=context.output_attentions,
+        )
+        x_BTD = x_BTD + dropout(self_attention.x_BTD, config.dropout, keys[1])
+
+        cross_BNTS = None
+        encoder_BSD = context.encoder_BSD
+        if config.add_cross_attention and self.is_initializing():
+            encoder_BSD = x_BTD  # parameters exist whether or not the first call uses them
+        if encoder_BSD is not None:
+            cross_attention = self._attention("encoder_attn")(
+                norm(name="encoder_attn_layer_norm")(x_BTD),
+                encoder_BSD,
+                mask=context.encoder_mask,
+                head_mask_N=inputs.cross_head_mask_N,
+                key=keys[2],
+                return_probabilities=context.output_attentions,
+            )
+            x_BTD = x_BTD + dropout(cross_attention.x_BTD, config.dropout, keys[3])
+            cross_BNTS = cross_attention.probabilities_BNTS
+
+        y_BTD = feed_forward(
+            norm(name="final_layer_norm")(x_BTD),
+            width=config.ffn_dim,
+            activation=config.activation_function,
+            names=("fc1", "fc2"),
+            dropout_rate=config.activation_dropout,
+            dtype=self.execution.compute_dtype,
+            kernel_init=nn.initializers.normal(config.init_std),
+            key=keys[4],
+        )
+        x_BTD = x_BTD + dropout(y_BTD, config.dropout, keys[5])
+        return x_BTD, LayerOutputs(
+            self_attention.cache, self_attention.probabilities_BNTS, cross_BNTS
+        )
+
+    def _attention(self, name: str) -> MultiHeadAttention:
+        config = self.config
+        return MultiHeadAttention(
+            num_heads=config.attention_heads,
+            head_dim=config.head_dim,
+            names=_NAMES,
+            query_scale=config.head_dim**-0.5,
+            dropout_rate=config.attention_dropout,
+            dtype=self.execution.compute_dtype,
+            kernel_init=nn.initializers.normal(config.init_std),
+            name=name,
+        )
+
+
+class XGLMModel(nn.Module):
+    """The decoder without a head.
+
+    Attributes:
+        config: The architecture.
+        execution: How it is computed.
+    """
+
+    config: XGLMConfig
+    execution: Execution = Execution()
+
+    def setup(self) -> None:
+        """Declares the submodules."""
+        config = self.config
+        self.embed_tokens = TokenEmbedding(
+            config.vocab_size,
+            config.d_model,
+            self.execution.compute_dtype,
+            functools.partial(_embedding_init, std=config.init_std, pad=config.pad_token_id),
+        )
+        self.layers = Stack(
+            functools.partial(XGLMBlock, config, self.execution),
+            config.num_layers,
+            self.execution,
+            config.layerdrop,
+        )
+        self.layer_norm = layer_norm(
+            epsilon=LAYER_NORM_EPSILON, dtype=self.execution.compute_dtype, name="layer_norm"
+        )
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B T"] | None = None,
+        *,
+        attention_mask: Int[Array, "B S"] | None = None,
+        position_ids: Int[Array, "#B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        encoder_hidden_states: Float[Array, "B E D"] | None = None,
+        encoder_attention_mask: Int[Array, "B E"] | None = None,
+        head_mask: Float[Array, "L N"] | None = None,
+        cross_attn_head_mask: Float[Array, "L N"] | None = None,
+        inputs_embeds: Float[Array, "B T D"] | None = None,
+        cache: Cache | None = None,
+        deterministic: bool = True,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> FlaxBaseModelOutputWithPastAndCrossAttentions:
+        """Computes hidden states.
+
+        Args:
+            input_ids: Token ids; or give `inputs_embeds`.
+            attention_mask: 1 for keys that may be read, 0 for padding. With a cache it covers
+                every place of it, S = `cache.max_length`; without one S = T.
+            position_ids: Position of each token; by default they count on from the cache's length.
+            segment_ids: Document of each token in packed rows, 0 for padding; tokens read their
+                own document only. Not together with a cache.
+            encoder_hidden_states: States for cross-attention (`config.add_cross_attention`).
+            encoder_attention_mask: 1 for encoder states that may be read.
+            head_mask: Factor on the attention probabilities of each layer and head.
+            cross_attn_head_mask: The same for cross-attention.
+            inputs_embeds: Token vectors, already scaled, instead of ids.
+            cache: Keys and values of earlier tokens (`XGLMConfig.empty_cache`).
+            deterministic: False switches dropout and LayerDrop on; needs the "dropout" rng.
+            output_attentions: Whether to return attention probabilities.
+            output_hidden_states: Whether to return the states that enter each layer and the last.
+
+        Returns:
+            The documented struct; `past_key_values` is the extended cache, if one was given.
+
+        Raises:
+            ValueError: if the arguments contradict each other or the config.
+        """
+        self._check(encoder_hidden_states, head_mask, cross_attn_head_mask)
+        if cache is not None and segment_ids is not None:
+            raise ValueError("segment_ids describe packed rows and cannot be used with a cache")
+        x_BTD = self._embed(input_ids, inputs_embeds)
+        length = x_BTD.shape[1]
+        if cache is not None:
+            cache.check_room(length)
+        x_BTD = x_BTD + self._positions(position_ids, length, cache)
+        key = None if deterministic else self.make_rng("dropout")
+        embed_key, drop_key, *layer_keys = split_key(key, 2 + self.config.num_layers)
+        x_BTD = dropout(x_BTD, self.config.dropout, embed_key).astype(self.execution.compute_dtype)
+        x_BTD = nn.with_logical_constraint(x_BTD, ("act_batch", "act_length", "act_embed"))
+
+        context = Context(
+            mask=Mask(
+                causal=True,
+                query_start=None if cache is None else cache.length,
+                key_valid_BS=None if attention_mask is None else attention_mask > 0,
+                query_segments_BT=segment_ids,
+                key_segments_BS=segment_ids,
+            ),
+            cache_start=None if cache is None else cache.length,
+            encoder_BSD=encoder_hidden_states,
+            encoder_mask=Mask(
+                key_valid_BS=None if encoder_attention_mask is None else encoder_attention_mask > 0
+            ),
+            output_attentions=output_attentions,
+        )
+        inputs = [
+            LayerInputs(
+                cache=None if cache is None else cache.layers[i],
+                head_mask_N=None if head_mask is None else head_mask[i],
+                cross_head_mask_N=None if cross_attn_head_mask is None else cross_attn_head_mask[i],
+                key=layer_keys[i],
+            )
+            for i in range(self.config.num_layers)
+        ]
+        stack = self.layers(x_BTD, inputs, context, key=drop_key, keep_inputs=output_hidden_states)
+        x_BTD = self.layer_norm(stack.x_BTD)
+        return FlaxBaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=x_BTD,
+            past_key_values=None
+            if cache is None
+            else Cache(tuple(out.cache for out in stack.outputs), cache.length + length),
+            hidden_states=(*stack.inputs_BTD, x_BTD) if stack.inputs_BTD else None,
+            attentions=tuple(out.attention_BNTS for out in stack.outputs)
+            if output_attentions
+            else None,
+            cross_attentions=tuple(out.cross_attention_BNTS for out in stack.outputs)
+            if output_attentions and encoder_hidden_states is not None
+            else None,
+        )
+
+    def _check(
+        self,
+        encoder_hidden_states: Array | None,
+        head_mask: Array | None,
+        cross_attn_head_mask: Array | None,
+    ) -> None:
+        if encoder_hidden_states is not None and not self.config.add_cross_attention:
+            raise ValueError("encoder_hidden_states need XGLMConfig.add_cross_attention=True")
+        expected = (self.config.num_layers, self.config.attention_heads)
+        masks = {"head_mask": head_mask, "cross_attn_head_mask": cross_attn_head_mask}
+        for name, mask in masks.items():
+            if mask is not None and mask.shape != expected:
+                raise ValueError(f"{name} must have shape {expected}, got {mask.shape}")
+
+    def _embed(
+        self, input_ids: Int[Array, "B T"] | None, inputs_embeds: Float[Array, "B T D"] | None
+    ) -> Float[Array, "B T D"]:
+        """Scaled token vectors, or those that were given."""
+        if input_ids is not None and inputs_embeds is None:
+            scale = self.config.d_model**0.5 if self.config.scale_embedding else 1.0
+            return self.embed_tokens(input_ids) * scale
+        if inputs_embeds is not None and input_ids is None:
+            return inputs_embeds
+        raise ValueError("give exactly one of input_ids and inputs_embeds")
+
+    def _positions(
+        self, position_ids: Int[Array, "#B T"] | None, length: int, cache: Cache | None
+    ) -> Float[Array, "#B T D"]:
+        """Sinusoids of the tokens' positions, in float32."""
+        key_length = length if cache is None else cache.max_length
+        if position_ids is None:
+            start = 0 if cache is None else cache.length
+            position_ids = (jnp.arange(length) + start)[None]
+        rows = max(self.config.max_position_embeddings, key_length) + POSITION_OFFSET
+        table_PD = sinusoidal_table(rows, self.config.d_model, self.config.pad_token_id)
+        return lookup_positions(table_PD, position_ids + POSITION_OFFSET)
+
+
+class XGLMForCausalLM(nn.Module):
+    """The decoder with scores of the next token.
+
+    Attributes:
+        config: The architecture.
+        execution: How it is computed.
+    """
+
+    config: XGLMConfig
+    execution: Execution = Execution()
+
+    def setup(self) -> None:
+        """Declares the submodules."""
+        self.model = XGLMModel(self.config, self.execution)
+        if not self.config.tie_word_embeddings:
+            self.lm_head = Linear(
+                self.config.vocab_size,
+                ("embed", "vocab"),
+                use_bias=False,
+                dtype=self.execution.compute_dtype,
+                output_dtype=jnp.float32,
+                kernel_init=nn.initializers.normal(self.config.init_std),
+            )
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B T"] | None = None,
+        *,
+        attention_mask: Int[Array, "B S"] | None = None,
+        position_ids: Int[Array, "#B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        encoder_hidden_states: Float[Array, "B E D"] | None = None,
+        encoder_attention_mask: Int[Array, "B E"] | None = None,
+        head_mask: Float[Array, "L N"] | None = None,
+        cross_attn_head_mask: Float[Array, "L N"] | None = None,
+        inputs_embeds: Float[Array, "B T D"] | None = None,
+        cache: Cache | None = None,
+        deterministic: bool = True,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> FlaxCausalLMOutputWithCrossAttentions:
+        """Computes float32 logits of the next token at every position.
+
+        The arguments are those of `XGLMModel`.
+
+        Returns:
+            The documented struct; its fields beside `logits` are those of `XGLMModel`.
+        """
+        out: Any = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            segment_ids=segment_ids,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            head_mask=head_mask,
+            cross_attn_head_mask=cross_attn_head_mask,
+            inputs_embeds=inputs_embeds,
+            cache=cache,
+            deterministic=deterministic,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        if self.config.tie_word_embeddings:
+            logits_BTV = self.model.embed_tokens.attend(out.last_hidden_state)
+        else:
+            logits_BTV = self.lm_head(out.last_hidden_state)
+        return FlaxCausalLMOutputWithCrossAttentions(
+            logits=nn.with_logical_constraint(logits_BTV, ("act_batch", "act_length", "act_vocab")),
+            past_key_values=out.past_key_values,
+            hidden_states=out.hidden_states,
+            attentions=out.attentions,
+            cross_attentions=out.cross_attentions,
+        )
+
+
+def _embedding_init(
+    key: PRNGKeyArray, shape: tuple[int, int], dtype: jnp.dtype, *, std: float, pad: int
+) -> Float[Array, "V D"]:
+    """Normal token vectors, with that of the padding token at zero."""
+    table_VD = nn.initializers.normal(std)(key, shape, dtype)
+    return table_VD.at[pad].set(0.0)
+
+
+MODULES: dict[type, type[nn.Module]] = {heads.Base: XGLMModel, heads.CausalLM: XGLMForCausalLM}
+"""The module of each head."""
