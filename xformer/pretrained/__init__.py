@@ -1,0 +1,1 @@
+"""Checkpoints in the published folder format: config.json and safetensors."""
