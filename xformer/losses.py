@@ -1,0 +1,72 @@
+"""Losses as sums over tokens, so that any split of a batch adds up to the whole."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+IGNORED = -100
+"""The label of a token that is not scored."""
+
+
+@struct.dataclass
+class LossSums:
+    """Sums over the scored tokens of a batch; add two to join two batches.
+
+    Attributes:
+        loss: What training minimises: cross entropy with label smoothing and z-loss.
+        nll: Negative log likelihood of the labels alone, in nats.
+        z_loss: The z-loss's part of `loss`.
+        tokens: Number of scored tokens.
+    """
+
+    loss: Float[Array, ""]
+    nll: Float[Array, ""]
+    z_loss: Float[Array, ""]
+    tokens: Float[Array, ""]
+
+    @classmethod
+    def zero(cls) -> "LossSums":
+        """The sums of no tokens."""
+        return cls(*(jnp.zeros((), jnp.float32) for _ in range(4)))
+
+    def __add__(self, other: "LossSums") -> "LossSums":
+        """The sums of both."""
+        return jax.tree.map(jnp.add, self, other)
+
+
+def cross_entropy(
+    logits_BTV: Float[Array, "B T V"],
+    labels_BT: Int[Array, "B T"],
+    *,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> LossSums:
+    """Cross entropy of labels under logits, summed over tokens.
+
+    Args:
+        logits_BTV: Scores; computed on in float32.
+        labels_BT: Token ids, or `IGNORED`.
+        z_loss: Factor of log(Z)^2, which keeps the normaliser near one (Chowdhery et al., 2022,
+            section 5).
+        label_smoothing: Share of the target spread evenly over the vocabulary (Szegedy et al.,
+            2016, section 7).
+
+    Returns:
+        The sums.
+    """
+    logits_BTV = logits_BTV.astype(jnp.float32)
+    weights_BT = (labels_BT != IGNORED).astype(jnp.float32)
+    ids_BT = jnp.where(labels_BT == IGNORED, 0, labels_BT)
+    log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    target_BT = jnp.take_along_axis(logits_BTV, ids_BT[..., None], axis=-1, mode="fill")[..., 0]
+    nll_BT = log_z_BT - target_BT
+    loss_BT = nll_BT
+    if label_smoothing:
+        even_BT = log_z_BT - logits_BTV.mean(axis=-1)
+        loss_BT = (1.0 - label_smoothing) * nll_BT + label_smoothing * even_BT
+    z_BT = z_loss * jnp.square(log_z_BT)
+    loss, nll, z = (
+        jnp.where(weights_BT > 0, x_BT, 0.0).sum() for x_BT in (loss_BT + z_BT, nll_BT, z_BT)
+    )
+    return LossSums(loss, nll, z, weights_BT.sum())

@@ -1,0 +1,59 @@
+"""Numbers that describe how well a model does."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+
+def perplexity(nll: float) -> float:
+    """Exp of a mean negative log likelihood in nats; infinite instead of an overflow."""
+    return math.exp(nll) if nll < 700.0 else math.inf
+
+
+@dataclass
+class MeanLoss:
+    """A token-weighted mean over batches, accumulated in double precision.
+
+    Attributes:
+        nll_sum: Sum of negative log likelihoods so far, in nats.
+        tokens: Number of tokens so far.
+    """
+
+    nll_sum: float = 0.0
+    tokens: float = 0.0
+
+    def add(self, nll_sum: float, tokens: float) -> None:
+        """Adds a batch's sums."""
+        self.nll_sum += float(nll_sum)
+        self.tokens += float(tokens)
+
+    @property
+    def loss(self) -> float:
+        """Mean negative log likelihood per token.
+
+        Raises:
+            ValueError: if there were no tokens.
+        """
+        if not self.tokens:
+            raise ValueError(
+                "no token was scored: the validation data hold no document of 2 tokens"
+            )
+        return self.nll_sum / self.tokens
+
+
+def unigram_perplexity(train_counts_V: np.ndarray, counts_V: np.ndarray) -> float:
+    """Perplexity of tokens under the frequencies of single tokens in the training data.
+
+    The baseline that a language model has to beat: it knows how often tokens occur and nothing of
+    their order. One is added to every count, so that unseen tokens have a probability.
+
+    Args:
+        train_counts_V: How often each token occurs in the training data.
+        counts_V: How often each occurs in the scored data.
+
+    Returns:
+        The perplexity.
+    """
+    probabilities_V = (train_counts_V + 1.0) / (train_counts_V.sum() + len(train_counts_V))
+    return perplexity(float(-(counts_V * np.log(probabilities_V)).sum() / counts_V.sum()))

@@ -1,0 +1,59 @@
+"""What a model is trained to do: how a batch becomes inputs, and outputs a loss."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from xformer.losses import IGNORED, LossSums, cross_entropy
+
+Batch = Mapping[str, Array]
+"""Packed rows: `input_ids`, `segment_ids` and `position_ids`, each (B, T)."""
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """Predict each token from those before it in its document.
+
+    Attributes:
+        z_loss: Factor of the z-loss; see `xformer.losses.cross_entropy`.
+        label_smoothing: Share of the target spread over the vocabulary, in [0, 1).
+    """
+
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            ValueError: naming the key.
+        """
+        if self.z_loss < 0.0:
+            raise ValueError(f"NextToken.z_loss must not be negative, got {self.z_loss}")
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ValueError(
+                f"NextToken.label_smoothing must be in [0, 1), got {self.label_smoothing}"
+            )
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """The arguments of the model for a batch."""
+        return {key: batch[key] for key in ("input_ids", "segment_ids", "position_ids")}
+
+    def labels(self, batch: Batch) -> Int[Array, "B T"]:
+        """The next token of the same document; `IGNORED` at the end of each and on padding."""
+        ids_BT, segments_BT = batch["input_ids"], batch["segment_ids"]
+        next_BT = jnp.pad(ids_BT[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORED)
+        same_BT = jnp.pad(segments_BT[:, 1:], ((0, 0), (0, 1))) == segments_BT
+        return jnp.where(same_BT & (segments_BT > 0), next_BT, IGNORED)
+
+    def loss(self, outputs: Any, batch: Batch) -> LossSums:
+        """The loss of a batch under the model's documented output struct."""
+        return cross_entropy(
+            outputs.logits,
+            self.labels(batch),
+            z_loss=self.z_loss,
+            label_smoothing=self.label_smoothing,
+        )

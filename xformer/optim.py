@@ -1,0 +1,306 @@
+"""Optimizers and learning-rate schedules, as values that build their optax counterparts."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+
+_DECAYED = ("kernel", "embedding")
+
+
+@dataclass(frozen=True)
+class _Schedule:
+    """A learning rate that rises linearly to its peak over the first steps.
+
+    Attributes:
+        peak: Highest learning rate.
+        warmup_steps: Steps from 0 to the peak.
+    """
+
+    peak: float
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            ValueError: naming the key.
+        """
+        name = type(self).__name__
+        if not self.peak > 0.0:
+            raise ValueError(f"{name}.peak must be positive, got {self.peak}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"{name}.warmup_steps must not be negative, got {self.warmup_steps}")
+
+    def build(self, steps: int) -> optax.Schedule:
+        """The learning rate as a function of the step.
+
+        Args:
+            steps: Steps of the whole run.
+
+        Returns:
+            The optax schedule.
+
+        Raises:
+            ValueError: if the warm-up does not fit into the run.
+        """
+        if self.warmup_steps >= steps:
+            raise ValueError(
+                f"{type(self).__name__}.warmup_steps={self.warmup_steps} must be below "
+                f"Run.steps={steps}"
+            )
+        after = self._after_warmup(steps - self.warmup_steps)
+        if not self.warmup_steps:
+            return after
+        # Step 0 already learns: the ramp goes from 1/warmup_steps of the peak to the peak.
+        ramp = optax.linear_schedule(
+            self.peak / self.warmup_steps, self.peak, max(self.warmup_steps - 1, 1)
+        )
+        return optax.join_schedules([ramp, after], [self.warmup_steps])
+
+    def _after_warmup(self, steps: int) -> optax.Schedule:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Constant(_Schedule):
+    """Stays at the peak."""
+
+    def _after_warmup(self, steps: int) -> optax.Schedule:
+        return optax.constant_schedule(self.peak)
+
+
+@dataclass(frozen=True)
+class Cosine(_Schedule):
+    """Falls along half a cosine (Loshchilov and Hutter, 2017, arXiv:1608.03983).
+
+    Attributes:
+        final_fraction: Share of the peak that is left at the end.
+    """
+
+    final_fraction: float = 0.1
+
+    def _after_warmup(self, steps: int) -> optax.Schedule:
+        return optax.cosine_decay_schedule(self.peak, steps, alpha=self.final_fraction)
+
+
+@dataclass(frozen=True)
+class Linear(_Schedule):
+    """Falls along a line.
+
+    Attributes:
+        final_fraction: Share of the peak that is left at the end.
+    """
+
+    final_fraction: float = 0.0
+
+    def _after_warmup(self, steps: int) -> optax.Schedule:
+        return optax.linear_schedule(self.peak, self.peak * self.final_fraction, steps)
+
+
+@dataclass(frozen=True)
+class InverseSqrt(_Schedule):
+    """Falls with 1 / sqrt(step) (Vaswani et al., 2017, section 5.3); needs a warm-up."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            ValueError: naming the key.
+        """
+        super().__post_init__()
+        if self.warmup_steps < 1:
+            raise ValueError("InverseSqrt.warmup_steps must be at least 1: it sets the time scale")
+
+    def _after_warmup(self, steps: int) -> optax.Schedule:
+        warmup = self.warmup_steps
+        return lambda step: self.peak * jax.lax.rsqrt((step + warmup) / warmup)
+
+
+@dataclass(frozen=True)
+class WarmupStableDecay(_Schedule):
+    """Stays at the peak, then falls along a line over the last steps.
+
+    Source: Hu et al., 2024, arXiv:2404.06395, section 4.
+
+    Attributes:
+        decay_steps: Length of the fall.
+        final_fraction: Share of the peak that is left at the end.
+    """
+
+    decay_steps: int = 0
+    final_fraction: float = 0.0
+
+    def _after_warmup(self, steps: int) -> optax.Schedule:
+        if not 0 < self.decay_steps <= steps:
+            raise ValueError(
+                f"WarmupStableDecay.decay_steps={self.decay_steps} must be at least 1 and fit "
+                f"into the {steps} steps that Run.steps leaves after the warm-up"
+            )
+        fall = optax.linear_schedule(self.peak, self.peak * self.final_fraction, self.decay_steps)
+        stable = optax.constant_schedule(self.peak)
+        return optax.join_schedules([stable, fall], [steps - self.decay_steps])
+
+
+Schedule = Constant | Cosine | Linear | InverseSqrt | WarmupStableDecay
+"""Any schedule."""
+
+
+@dataclass(frozen=True)
+class _Optimizer:
+    """What all optimizers share.
+
+    Attributes:
+        learning_rate: A number or a schedule.
+        weight_decay: Decoupled decay of kernels and embeddings (not of biases and norms), times
+            the learning rate.
+        clip_norm: Gradients are scaled down to this global norm; None leaves them alone.
+    """
+
+    learning_rate: float | Schedule
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0
+
+    elementwise = True
+    """Whether an element's update depends on that element alone (and the global norm)."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            ValueError: naming the key.
+        """
+        name = type(self).__name__
+        if isinstance(self.learning_rate, int | float) and not self.learning_rate > 0.0:
+            raise ValueError(f"{name}.learning_rate must be positive, got {self.learning_rate}")
+        if self.weight_decay < 0.0:
+            raise ValueError(f"{name}.weight_decay must not be negative, got {self.weight_decay}")
+        if self.clip_norm is not None and not self.clip_norm > 0.0:
+            raise ValueError(f"{name}.clip_norm must be positive or None, got {self.clip_norm}")
+
+    def schedule(self, steps: int) -> optax.Schedule:
+        """The learning rate as a function of the step, for a run of `steps` steps."""
+        if isinstance(self.learning_rate, int | float):
+            return optax.constant_schedule(self.learning_rate)
+        return self.learning_rate.build(steps)
+
+    def build(self, steps: int) -> optax.GradientTransformation:
+        """The optax transformation for a run of `steps` steps."""
+        parts = [self._update(self.schedule(steps))]
+        if self.clip_norm is not None:
+            parts.insert(0, optax.clip_by_global_norm(self.clip_norm))
+        return optax.chain(*parts)
+
+    def _update(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class AdamW(_Optimizer):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019, arXiv:1711.05101).
+
+    Attributes:
+        b1: Decay of the first moment.
+        b2: Decay of the second moment.
+        eps: Added to the root of the second moment.
+    """
+
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+
+    def _update(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+        return optax.adamw(
+            learning_rate,
+            self.b1,
+            self.b2,
+            self.eps,
+            weight_decay=self.weight_decay,
+            mask=decay_mask,
+        )
+
+
+@dataclass(frozen=True)
+class Adafactor(_Optimizer):
+    """Adafactor (Shazeer and Stern, 2018, arXiv:1804.04235): factored second moments, no first.
+
+    Attributes:
+        decay_rate: Exponent of the second moment's decay, 1 - step**-decay_rate.
+        clipping_threshold: Largest root mean square of an update, or None.
+        multiply_by_parameter_scale: Whether updates are relative to the size of the parameter.
+        min_dim_size_to_factor: Arrays with a smaller second-largest axis are not factored.
+    """
+
+    decay_rate: float = 0.8
+    clipping_threshold: float | None = 1.0
+    multiply_by_parameter_scale: bool = True
+    min_dim_size_to_factor: int = 128
+
+    elementwise = False
+
+    def _update(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+        adafactor = optax.adafactor(
+            learning_rate,
+            min_dim_size_to_factor=self.min_dim_size_to_factor,
+            decay_rate=self.decay_rate,
+            multiply_by_parameter_scale=self.multiply_by_parameter_scale,
+            clipping_threshold=self.clipping_threshold,
+        )
+        return optax.chain(adafactor, _decoupled_decay(self.weight_decay, learning_rate))
+
+
+@dataclass(frozen=True)
+class Lion(_Optimizer):
+    """Lion (Chen et al., 2023, arXiv:2302.06675): the sign of an interpolated momentum.
+
+    Attributes:
+        b1: Weight of the momentum in the update.
+        b2: Decay of the momentum.
+    """
+
+    b1: float = 0.9
+    b2: float = 0.99
+
+    def _update(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+        return optax.lion(
+            learning_rate, self.b1, self.b2, weight_decay=self.weight_decay, mask=decay_mask
+        )
+
+
+@dataclass(frozen=True)
+class SGD(_Optimizer):
+    """Gradient descent with momentum.
+
+    Attributes:
+        momentum: Decay of the momentum; 0 for none.
+        nesterov: Whether the gradient is taken ahead of the momentum step.
+    """
+
+    momentum: float = 0.9
+    nesterov: bool = False
+
+    def _update(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+        momentum = optax.trace(self.momentum, self.nesterov) if self.momentum else optax.identity()
+        return optax.chain(
+            momentum,
+            optax.add_decayed_weights(self.weight_decay, decay_mask),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+
+
+Optimizer = AdamW | Adafactor | Lion | SGD
+"""Any optimizer."""
+
+
+def decay_mask(params: Any) -> Any:
+    """True for the parameters that weight decay applies to: kernels and embeddings."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in _DECAYED, params)
+
+
+def _decoupled_decay(
+    weight_decay: float, learning_rate: optax.Schedule
+) -> optax.GradientTransformation:
+    """Adds -learning_rate * weight_decay * parameter to updates that are otherwise finished."""
+    decay = optax.inject_hyperparams(optax.add_decayed_weights, static_args="mask")
+    return decay(weight_decay=lambda step: -weight_decay * learning_rate(step), mask=decay_mask)

@@ -1,0 +1,268 @@
+"""Where arrays live: logical axes of parameters and activations, mapped onto a device mesh.
+
+Layers name the axes of their arrays (`xformer.dims`); `Rules` says which mesh axes a logical axis
+is split over; this file turns the two into shardings. It knows names and trees, no models.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+MeshAxes = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The mesh axes that each logical axis is split over; one field per logical axis.
+
+    The defaults shard weights over `fsdp` (gathered when used) and over `tensor` (kept split while
+    computing), and the batch over `data` and `fsdp`. Fields that begin with `act_` are activations.
+    """
+
+    embed: MeshAxes = ("fsdp",)
+    heads: MeshAxes = ("tensor",)
+    head_dim: MeshAxes = ()
+    mlp: MeshAxes = ("tensor",)
+    vocab: MeshAxes = ("tensor",)
+    layers: MeshAxes = ()
+    positions: MeshAxes = ()
+    groups: MeshAxes = ()
+    act_batch: MeshAxes = ("data", "fsdp")
+    act_length: MeshAxes = ()
+    act_embed: MeshAxes = ()
+    act_heads: MeshAxes = ("tensor",)
+    act_mlp: MeshAxes = ("tensor",)
+    act_vocab: MeshAxes = ("tensor",)
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """The shape of the device mesh.
+
+    Attributes:
+        data: Copies of the model that each take a share of the batch; -1 means all devices that
+            the other axes leave.
+        fsdp: Ways that weights, gradients and optimizer state are split beside the batch.
+        tensor: Ways that heads, feed-forward and vocabulary are split.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            ValueError: naming the key.
+        """
+        if self.data != -1 and self.data < 1:
+            raise ValueError(
+                f"MeshConfig.data must be at least 1, or -1 for the rest, got {self.data}"
+            )
+        for key in ("fsdp", "tensor"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"MeshConfig.{key} must be at least 1, got {getattr(self, key)}")
+
+    def shape(self, device_count: int) -> dict[str, int]:
+        """Sizes of the mesh axes for a number of devices.
+
+        Args:
+            device_count: How many devices there are.
+
+        Returns:
+            The size of every axis, in the order of the mesh.
+
+        Raises:
+            ValueError: if the axes do not multiply to it.
+        """
+        fixed = self.fsdp * self.tensor
+        data = device_count // fixed if self.data == -1 else self.data
+        if data * fixed != device_count or not data:
+            raise ValueError(
+                f"the mesh axes data={self.data}, fsdp={self.fsdp}, tensor={self.tensor} must "
+                f"multiply to the {device_count} devices; set MeshConfig.data, fsdp or tensor"
+            )
+        return {"data": data, "fsdp": self.fsdp, "tensor": self.tensor}
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Arranges devices (all of them by default) so that neighbours on the mesh are neighbours."""
+    devices = jax.devices() if devices is None else devices
+    shape = config.shape(len(devices))
+    return Mesh(mesh_utils.create_device_mesh(tuple(shape.values()), devices), tuple(shape))
+
+
+def axis_names(boxed: Any) -> Any:
+    """The logical axes of every leaf of a boxed tree, each as a `PartitionSpec` of axis names."""
+    return nn.get_partition_spec(boxed)
+
+
+def axes_like(
+    shape: tuple[int, ...], parameter_shape: tuple[int, ...], names: PartitionSpec
+) -> PartitionSpec:
+    """The logical axes of an optimizer's array that belongs to a parameter.
+
+    Args:
+        shape: Shape of the optimizer's array: that of the parameter (a moment), or with one
+            dimension summed away (a factored moment), or something else (not split).
+        parameter_shape: Shape of the parameter.
+        names: Logical axes of the parameter.
+
+    Returns:
+        Logical axes of the optimizer's array.
+    """
+    if shape == parameter_shape:
+        return names
+    for gone in reversed(range(len(parameter_shape))):
+        if shape == parameter_shape[:gone] + parameter_shape[gone + 1 :]:
+            return PartitionSpec(*names[:gone], *names[gone + 1 :])
+    return PartitionSpec()
+
+
+def partition_spec(
+    path: str, shape: tuple[int, ...], names: PartitionSpec, mesh: Mesh, rules: Rules
+) -> PartitionSpec:
+    """The partition of one array.
+
+    Args:
+        path: The array's name, for errors.
+        shape: Its shape.
+        names: Logical axis of each dimension; None or a missing one means not split.
+        mesh: The device mesh.
+        rules: Logical axis to mesh axes.
+
+    Returns:
+        One entry per dimension.
+
+    Raises:
+        ValueError: if two dimensions want the same mesh axis, or a mesh axis does not divide a
+            dimension.
+    """
+    entries: list[MeshAxes | None] = []
+    for size, name in zip(shape, names, strict=False):
+        axes = tuple(a for a in (getattr(rules, name) if name else ()) if mesh.shape[a] > 1)
+        for taken in entries:
+            if set(axes) & set(taken or ()):
+                raise ValueError(
+                    f"{path} with axes {tuple(names)} would split two dimensions over the mesh "
+                    f"axis {sorted(set(axes) & set(taken or ()))}; change Rules.{name}"
+                )
+        parts = math.prod(mesh.shape[a] for a in axes)
+        if size % parts:
+            axis = axes[-1]
+            raise ValueError(
+                f"mesh axis {axis!r}={mesh.shape[axis]} must divide the {name!r} dimension {size} "
+                f"of {path}; set MeshConfig.{axis} or the model's size"
+            )
+        entries.append(axes or None)
+    return PartitionSpec(*(e[0] if e and len(e) == 1 else e for e in entries))
+
+
+def shardings(shapes: Any, names: Any, mesh: Mesh, rules: Rules) -> Any:
+    """The sharding of every leaf of a tree of shapes, from a tree of logical axis names."""
+
+    def one(path: Any, leaf: Any, axes: PartitionSpec) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return NamedSharding(mesh, partition_spec(name, leaf.shape, axes, mesh, rules))
+
+    return jax.tree_util.tree_map_with_path(one, shapes, names)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, rules: Rules) -> NamedSharding:
+    """The sharding of a batch, split along its first dimension."""
+    return NamedSharding(mesh, PartitionSpec(rules.act_batch))
+
+
+def batch_ways(mesh: Mesh, rules: Rules) -> int:
+    """How many ways a batch is split."""
+    return math.prod(mesh.shape[axis] for axis in rules.act_batch)
+
+
+def global_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
+    """Assembles global arrays from the rows that this process holds."""
+    return {
+        key: jax.make_array_from_process_local_data(sharding, rows) for key, rows in batch.items()
+    }
+
+
+@contextlib.contextmanager
+def constraints(rules: Rules) -> Iterator[None]:
+    """Within it, the activation axes that layers name are constrained to the mesh in force."""
+    table = tuple((f.name, getattr(rules, f.name) or None) for f in dataclasses.fields(rules))
+    with nn.logical_axis_rules(table):
+        yield
+
+
+class ShardedFunction:
+    """A jit-compiled function that is called, and lowered, with its mesh in force."""
+
+    def __init__(self, mesh: Mesh, compiled: Any) -> None:
+        """Wraps a function.
+
+        Args:
+            mesh: The mesh that activation constraints refer to.
+            compiled: A function under `jax.jit`.
+        """
+        self._mesh = mesh
+        self._compiled = compiled
+
+    def __call__(self, *args: Any) -> Any:
+        """Calls the function."""
+        with jax.set_mesh(self._mesh):
+            return self._compiled(*args)
+
+    def lower(self, *args: Any) -> Any:
+        """Traces the function for arguments, or their shapes, without running it."""
+        with jax.set_mesh(self._mesh):
+            return self._compiled.lower(*args)
+
+    @property
+    def traces(self) -> int:
+        """How many programs were made for different shapes."""
+        return self._compiled._cache_size()
+
+
+def jit(
+    mesh: Mesh,
+    function: Callable,
+    *,
+    in_shardings: Any,
+    out_shardings: Any,
+    donate_argnums: tuple[int, ...] | int = (),
+) -> ShardedFunction:
+    """`jax.jit` for functions that constrain activations to a mesh.
+
+    Args:
+        mesh: The mesh.
+        function: A pure function.
+        in_shardings: Shardings of its arguments.
+        out_shardings: Shardings of its results.
+        donate_argnums: Arguments whose memory the results may take.
+
+    Returns:
+        The compiled function.
+    """
+    return ShardedFunction(
+        mesh,
+        jax.jit(
+            function,
+            in_shardings=in_shardings,
+            out_shardings=out_shardings,
+            donate_argnums=donate_argnums,
+        ),
+    )
