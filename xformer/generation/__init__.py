@@ -1,0 +1,1 @@
+"""Generation: pure decode steps and the loops around them."""

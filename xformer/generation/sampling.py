@@ -1,0 +1,68 @@
+"""How the next token is chosen from its logits."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """A choice rule; the default is greedy.
+
+    Attributes:
+        temperature: Divides the logits; 0 takes the most likely token (greedy).
+        top_k: Only the k most likely tokens are drawn; 0 for no limit.
+        top_p: Only the smallest set of most likely tokens whose probabilities reach p are drawn
+            (Holtzman et al., 2020, arXiv:1904.09751); 1 for no limit.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            ValueError: naming the key.
+        """
+        if self.temperature < 0.0:
+            raise ValueError(f"temperature must not be negative, got {self.temperature}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must not be negative, got {self.top_k}")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        if self.temperature == 0.0 and (self.top_k or self.top_p < 1.0):
+            raise ValueError("top_k and top_p need a temperature above 0: greedy never draws")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is taken."""
+        return self.temperature == 0.0
+
+
+def next_token(
+    logits_BV: Float[Array, "B V"], key: PRNGKeyArray, sampling: Sampling
+) -> Int[Array, " B"]:
+    """Chooses a token for every row."""
+    if sampling.greedy:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    return jax.random.categorical(key, allowed_logits(logits_BV, sampling)).astype(jnp.int32)
+
+
+def allowed_logits(logits_BV: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:
+    """Logits after temperature, with tokens outside top-k and top-p at minus infinity."""
+    logits_BV = logits_BV / sampling.temperature
+    vocabulary = logits_BV.shape[-1]
+    if 0 < sampling.top_k < vocabulary:
+        least_B1 = jax.lax.top_k(logits_BV, sampling.top_k)[0][:, -1:]
+        logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
+    if sampling.top_p < 1.0:
+        sorted_BV = -jnp.sort(-logits_BV, axis=-1)
+        before_BV = jnp.cumsum(jax.nn.softmax(sorted_BV, axis=-1), axis=-1)
+        before_BV = jnp.pad(before_BV[:, :-1], ((0, 0), (1, 0)))
+        least_B1 = jnp.where(before_BV < sampling.top_p, sorted_BV, jnp.inf).min(-1, keepdims=True)
+        logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
+    return logits_BV
