@@ -1,0 +1,45 @@
+"""Train a model as a gin file describes it, or go on with a run that was interrupted.
+
+A killed or preempted run goes on where it was when the same command is given again, with the same
+numbers as if nothing had happened. A finished run is left alone.
+
+Example:
+  xformer train --gin_file configs/runs/quickstart.gin --gin.Run.steps=100
+
+The run folder (Run.folder) then holds metrics.jsonl, TensorBoard events, checkpoints and a report.
+"""
+
+import argparse
+
+from xformer.cli.main import add_gin_arguments
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    add_gin_arguments(parser)
+    parser.add_argument(
+        "--plain", action="store_true", help="one line a step instead of a progress bar"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains.
+
+    Returns:
+        0 if the run is finished, 75 if it was preempted and has saved its state.
+    """
+    from xformer.configurables import load
+    from xformer.training.loop import train
+    from xformer.training.signals import EXIT_PREEMPTED
+
+    loaded = load(args.gin_file, args.gin_bindings)
+    texts = {"config.gin": loaded.config_text, "operative.gin": loaded.operative_text}
+    outcome = train(loaded.run, texts, plain=True if args.plain else None)
+    folder = loaded.run.folder
+    if outcome.already_finished:
+        print(f"{folder} is finished ({outcome.step:,} steps): nothing to do")
+    elif outcome.status == "preempted":
+        print(f"stopped and saved at step {outcome.step:,}; give the same command to go on")
+        return EXIT_PREEMPTED
+    print(f"run folder: {folder}\nreport: {folder}/report.html\nloss curve: {folder}/loss.png")
+    return 0

@@ -1,0 +1,1 @@
+"""Training: state, the jit-compiled steps, checkpoints, the loop and its records."""

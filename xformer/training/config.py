@@ -1,0 +1,154 @@
+"""The description of a run: everything that decides its numbers, and where it writes."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from xformer.data.pipeline import PreparedData, TextData
+from xformer.layers.execution import Execution
+from xformer.layers.heads import Head
+from xformer.models.build import ModelConfig, supported_heads
+from xformer.objectives import NextToken
+from xformer.optim import Constant, InverseSqrt, Optimizer
+from xformer.partitioning import MeshConfig, Rules
+
+Data = PreparedData | TextData
+"""Any data source."""
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """When state is saved.
+
+    Attributes:
+        every_steps: Steps between two checkpoints. The last step is always saved.
+        keep: How many of the newest checkpoints stay.
+    """
+
+    every_steps: int = 100
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            ValueError: naming the key.
+        """
+        for key in ("every_steps", "keep"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"Checkpoints.{key} must be at least 1, got {getattr(self, key)}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run.
+
+    Attributes:
+        model: The architecture.
+        head: What its hidden states are turned into.
+        objective: What it is trained to do.
+        train_data: What it is trained on.
+        optimizer: How it learns.
+        steps: Number of optimizer steps.
+        batch_size: Rows per step, over all devices and accumulation steps.
+        folder: Where the run writes; created if it does not exist.
+        validation_data: What it is evaluated on; None for no evaluation.
+        execution: Dtype, layer mode and rematerialisation.
+        mesh: Shape of the device mesh.
+        rules: Logical axes to mesh axes.
+        accumulation_steps: Parts that a batch is computed in, one after the other.
+        seed: Decides the initial weights, dropout and the order of the data.
+        log_every_steps: Steps between two records in the log.
+        eval_every_steps: Steps between two evaluations; 0 evaluates before the first and after
+            the last step only.
+        eval_batches: Batches per evaluation; None for all of the validation data.
+        checkpoints: When state is saved.
+        sample_prompts: Prompts to continue after the last step.
+        sample_tokens: Tokens of a continuation.
+        nonfinite_limit: The run stops after this many steps in a row whose loss or gradient is
+            not finite; such steps leave the state as it was.
+    """
+
+    model: ModelConfig
+    head: Head
+    objective: NextToken
+    train_data: Data
+    optimizer: Optimizer
+    steps: int
+    batch_size: int
+    folder: str
+    validation_data: Data | None = None
+    execution: Execution = field(default_factory=Execution)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    rules: Rules = field(default_factory=Rules)
+    accumulation_steps: int = 1
+    seed: int = 0
+    log_every_steps: int = 10
+    eval_every_steps: int = 0
+    eval_batches: int | None = None
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    sample_prompts: tuple[str, ...] = ()
+    sample_tokens: int = 48
+    nonfinite_limit: int = 3
+
+    def __post_init__(self) -> None:
+        """Checks the fields against each other.
+
+        Raises:
+            ValueError: naming the key to change.
+        """
+        positive = ("steps", "batch_size", "accumulation_steps", "log_every_steps")
+        for key in (*positive, "sample_tokens", "nonfinite_limit"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"Run.{key} must be at least 1, got {getattr(self, key)}")
+        if self.steps >= 2**31:
+            raise ValueError(f"Run.steps must be below 2**31, got {self.steps}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"Run.seed must be in [0, 2**32), got {self.seed}")
+        if self.eval_every_steps < 0:
+            raise ValueError(
+                f"Run.eval_every_steps must not be negative, got {self.eval_every_steps}"
+            )
+        if self.eval_batches is not None and self.eval_batches < 1:
+            raise ValueError(
+                f"Run.eval_batches must be at least 1 or None, got {self.eval_batches}"
+            )
+        if self.batch_size % self.accumulation_steps:
+            raise ValueError(
+                f"Run.accumulation_steps={self.accumulation_steps} must divide "
+                f"Run.batch_size={self.batch_size}"
+            )
+        if not self.folder:
+            raise ValueError("Run.folder must name a folder")
+        if type(self.head) not in supported_heads(self.model):
+            legal = [head.__name__ for head in supported_heads(self.model)]
+            raise ValueError(
+                f"Run.head must be one of {legal} for {type(self.model).__name__}, "
+                f"got {type(self.head).__name__}"
+            )
+        self.optimizer.build(self.steps)  # refuses a schedule that does not fit into the run
+
+    def identity(self) -> dict[str, Any]:
+        """The part of the description that decides the numbers of the run, as JSON values.
+
+        A run is resumed only with the identity that it was started with. How it is computed, where
+        it writes and how often it logs, evaluates and saves may change; so may `steps`, if the
+        learning rate does not depend on it.
+
+        Returns:
+            Nested dicts.
+        """
+        keys = ["model", "head", "objective", "optimizer", "batch_size", "seed", "steps"]
+        if isinstance(self.optimizer.learning_rate, int | float | Constant | InverseSqrt):
+            keys.remove("steps")
+        return {key: describe(getattr(self, key)) for key in keys}
+
+
+def describe(value: Any) -> Any:
+    """A config value as JSON: dataclasses become dicts that name their class."""
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"class": type(value).__name__, **fields}
+    if isinstance(value, tuple | list):
+        return [describe(item) for item in value]
+    return value

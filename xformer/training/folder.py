@@ -1,0 +1,102 @@
+"""The folder of a run: its lock, its status and its resolved config."""
+
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from xformer.files import write_atomic
+
+RUNNING, PREEMPTED, FAILED, FINISHED = "running", "preempted", "failed", "finished"
+
+
+class RunFolder:
+    """A run folder held by this process; a context manager that lets go of it on leaving."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Names the folder; nothing is touched before entering.
+
+        Args:
+            path: The folder, `Run.folder`.
+        """
+        self.path = Path(path)
+        self._lock: int | None = None
+
+    def __enter__(self) -> "RunFolder":
+        """Creates the folder and takes its lock, which a dead process cannot keep.
+
+        Returns:
+            Itself.
+
+        Raises:
+            OSError: if the folder cannot be created or written.
+            ValueError: if another process holds it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise type(error)(
+                error.errno, f"{error.strerror}; Run.folder must name a writable folder", self.path
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._lock)
+            self._lock = None
+            raise ValueError(
+                f"another process is training in {self.path}; wait for it, or change Run.folder"
+            ) from error
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Lets go of the lock."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints are."""
+        return self.path / "checkpoints"
+
+    @property
+    def tokenizer(self) -> Path:
+        """Where the copy of the tokenizer is."""
+        return self.path / "tokenizer"
+
+    @property
+    def config(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.gin"
+
+    def read_status(self) -> dict[str, Any]:
+        """What `write_status` wrote last; empty for a new folder."""
+        try:
+            return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+
+    def write_status(self, status: str, step: int, **details: Any) -> None:
+        """Records where the run stands.
+
+        Args:
+            status: `RUNNING`, `PREEMPTED`, `FAILED` or `FINISHED`.
+            step: Steps taken.
+            **details: JSON values to record beside them.
+        """
+        record = {"status": status, "step": step, "time": time.time(), **details}
+        write_atomic(self.path / "run.json", json.dumps(record, indent=1) + "\n")
+
+    def write_texts(self, texts: dict[str, str]) -> None:
+        """Writes small text files by name, each atomically."""
+        for name, text in texts.items():
+            write_atomic(self.path / name, text)

@@ -1,0 +1,355 @@
+"""The training loop: the one place where steps, data, checkpoints and records meet."""
+
+import contextlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from xformer import partitioning
+from xformer.data.pipeline import open_batches, read_tokenizer
+from xformer.metrics import perplexity
+from xformer.tokenization.xglm import XGLMTokenizer
+from xformer.training.checkpoints import CheckpointError, CheckpointStore, Restored
+from xformer.training.config import Run
+from xformer.training.evaluation import evaluate, open_eval_batches, unigram_baseline
+from xformer.training.folder import FAILED, FINISHED, PREEMPTED, RUNNING, RunFolder
+from xformer.training.provenance import provenance
+from xformer.training.report import write_report
+from xformer.training.runlog import RunLog, read_metrics
+from xformer.training.samples import continue_prompts
+from xformer.training.signals import PreemptedError, StopNotice
+from xformer.training.state import DROPOUT, Blueprint, blueprint, create_state, purpose_key
+from xformer.training.steps import StepMetrics, compile_eval_step, compile_train_step
+from xformer.training.timing import Stopwatch
+
+
+class NonFiniteError(ValueError):
+    """Too many steps in a row had a loss or gradient that is not finite."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `train` ended.
+
+    Attributes:
+        status: "finished" or "preempted".
+        step: Steps taken.
+        already_finished: Whether there was nothing left to do.
+    """
+
+    status: str
+    step: int
+    already_finished: bool = False
+
+
+@dataclass
+class Progress:
+    """Counters that a resumed run continues.
+
+    Attributes:
+        tokens: Scored tokens so far.
+        skipped: Steps so far that were not finite.
+        skipped_in_a_row: Such steps at the end.
+    """
+
+    tokens: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+
+
+def train(run: Run, texts: dict[str, str] | None = None, *, plain: bool | None = None) -> Outcome:
+    """Trains, from the start or from where an earlier call was interrupted.
+
+    Args:
+        run: The run.
+        texts: Files to write into the run folder, by name (the resolved config).
+        plain: Whether progress is plain lines instead of a bar; None decides by the terminal.
+
+    Returns:
+        How it ended. A preempted run has saved its state: call again to go on.
+
+    Raises:
+        ValueError: bad configuration or data, before anything is computed; or too many steps that
+            are not finite.
+        CheckpointError: no checkpoint can be used or written.
+        OSError: files that cannot be read or written.
+    """
+    plan = blueprint(run, partitioning.make_mesh(run.mesh))
+    tokenizer = read_tokenizer(run.train_data)
+    _check_vocabulary(run, tokenizer)
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(RunFolder(run.folder))
+        status = folder.read_status()
+        identity = run.identity()
+        if status:
+            _check_same(status["identity"], identity, folder)
+        if status.get("status") == FINISHED:
+            return Outcome(FINISHED, status["step"], already_finished=True)
+        notice = stack.enter_context(StopNotice())
+        batches = stack.enter_context(contextlib.closing(_open_training_batches(run)))
+        if run.validation_data is not None:
+            open_eval_batches(run, run.validation_data).close()
+        store = stack.enter_context(CheckpointStore(folder.checkpoints, run.checkpoints.keep))
+        source = {"data": batches.fingerprint, "tokenizer": tokenizer.fingerprint()}
+        restored = store.restore(run, plan)
+        if restored:
+            _check_same(restored.record["identity"], identity, folder)
+            _check_same(restored.record["source"], source, folder)
+            batches.restore(restored.record["data_state"])
+        elif status.get("step"):
+            raise CheckpointError(
+                f"{folder.path} was at step {status['step']} but holds no checkpoint; "
+                "start over with another Run.folder"
+            )
+        folder.write_texts(
+            {**(texts or {}), "provenance.json": _json(provenance(run.seed, source))}
+        )
+        tokenizer.save_pretrained(folder.tokenizer)
+        log = stack.enter_context(RunLog(folder.path, run.steps, plain=plain))
+        trainer = _Trainer(run, plan, folder, store, log, notice, tokenizer, batches)
+        trainer.record = {"identity": identity, "source": source}
+        trainer.start(restored)
+        return trainer.finish()
+
+
+class _Trainer:
+    """One call of `train`, from the first step that is left to the last."""
+
+    def __init__(
+        self,
+        run: Run,
+        plan: Blueprint,
+        folder: RunFolder,
+        store: CheckpointStore,
+        log: RunLog,
+        notice: StopNotice,
+        tokenizer: XGLMTokenizer,
+        batches: Any,
+    ) -> None:
+        self.run, self.plan, self.folder, self.store = run, plan, folder, store
+        self.log, self.notice, self.tokenizer, self.batches = log, notice, tokenizer, batches
+        self.record: dict[str, Any] = {}
+        self.clock = Stopwatch()
+        self.progress = Progress()
+        self.step = 0
+        self.saved_step: int | None = None
+        self.logged_step = 0
+        # Metrics of the newest step, fetched while the next one computes.
+        self.pending: StepMetrics | None = None
+        self.eval_step = compile_eval_step(run, plan)
+
+    def start(self, restored: Restored | None) -> None:
+        """Takes over a restored state, or makes one."""
+        if restored:
+            self.state = restored.state
+            self.step = self.saved_step = int(restored.state.step)
+            self.progress = Progress(**restored.record["progress"])
+            for step, reason in restored.quarantined.items():
+                self.log.event("quarantined", step, reason=reason)
+        else:
+            self.state = create_state(self.plan, self.run.seed)
+        self.logged_step = self.step
+        self._write_status(RUNNING)
+        self.log.event("resumed" if restored else "started", self.step)
+
+    def finish(self) -> Outcome:
+        """Runs the loop and records how it ended."""
+        try:
+            self._loop()
+            self._write_samples()
+        except PreemptedError:
+            self._settle()
+            self._save()
+            self.store.close()
+            self.log.event("preempted", self.step, signal=self.notice.received)
+            return self._end(PREEMPTED)
+        except BaseException as error:
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                self.log.event("failed", self.step, error=f"{type(error).__name__}: {error}")
+                self._write_status(FAILED, error=str(error))
+            raise
+        self.store.close()
+        self.log.event("finished", self.step, seconds=round(self.clock.elapsed, 3))
+        return self._end(FINISHED)
+
+    def _loop(self) -> None:
+        """Takes the steps that are left, with everything that is due between them."""
+        run = self.run
+        train_step = compile_train_step(run, self.plan)
+        key = purpose_key(run.seed, DROPOUT)
+        sharding = partitioning.batch_sharding(self.plan.mesh, run.rules)
+        self._validate()
+        self.clock.lap()
+        while self.step < run.steps:
+            self.notice.raise_if_received()
+            with self.clock.activity("input"):
+                batch = partitioning.global_batch(next(self.batches), sharding)
+            result = train_step(self.state, batch, key)
+            self._settle()  # of the step before, while this one computes
+            self.state, self.pending = result.state, result.metrics
+            self.step += 1
+            self._validate()
+            if self.step % run.checkpoints.every_steps == 0 or self.step == run.steps:
+                self._settle()
+                self._save()
+            with self.clock.activity("checkpoint"):
+                self.store.check()
+
+    def _settle(self) -> None:
+        """Waits for the newest step's metrics, counts and logs them."""
+        if self.pending is None:
+            return
+        metrics, self.pending = jax.device_get(self.pending), None
+        progress = self.progress
+        progress.tokens += int(metrics.tokens)
+        progress.skipped_in_a_row = 0 if metrics.finite else progress.skipped_in_a_row + 1
+        progress.skipped += not metrics.finite
+        if not metrics.finite:
+            self.log.event(
+                "nonfinite",
+                self.step,
+                loss=float(metrics.loss),
+                gradient_norm=float(metrics.gradient_norm),
+                data_state=self.batches.state(),
+            )
+        if progress.skipped_in_a_row >= self.run.nonfinite_limit:
+            raise NonFiniteError(
+                f"the loss or gradient was not finite in {progress.skipped_in_a_row} steps in a "
+                f"row, up to step {self.step}; the weights are those from before. Lower the "
+                "optimizer's learning_rate or clip_norm, or raise Run.nonfinite_limit"
+            )
+        due = self.step % self.run.log_every_steps == 0 or self.step == self.run.steps
+        if due or self.step == 1:
+            self._log_step(metrics)
+
+    def _log_step(self, metrics: StepMetrics) -> None:
+        lap, steps = self.clock.lap(), self.step - self.logged_step
+        self.logged_step = self.step
+        values = {key: np.asarray(value).item() for key, value in asdict(metrics).items()}
+        with self.clock.activity("log"):
+            self.log.train(
+                {
+                    "step": self.step,
+                    "loss": values["loss"],
+                    "perplexity": perplexity(values["nll"]),
+                    "z_loss": values["z_loss"],
+                    "gradient_norm": values["gradient_norm"],
+                    "learning_rate": values["learning_rate"],
+                    "tokens": self.progress.tokens,
+                    "tokens_per_s": values["tokens"] * steps / lap,
+                    "step_s": lap / steps,
+                    "skipped": self.progress.skipped,
+                    "input_wait_fraction": self.clock.fraction("input"),
+                    "checkpoint_fraction": self.clock.fraction("checkpoint"),
+                    "log_fraction": self.clock.fraction("log"),
+                }
+            )
+
+    def _validate(self) -> None:
+        """Evaluates if that is due at this step and an earlier process has not done it."""
+        run, every = self.run, self.run.eval_every_steps
+        due = self.step in (0, run.steps) or (every and self.step % every == 0)
+        if run.validation_data is None or not due:
+            return
+        self._settle()
+        kind_and_step = ("validation", self.step)
+        if any((r["kind"], r["step"]) == kind_and_step for r in read_metrics(self.folder.path)):
+            return
+        with self.clock.activity("evaluation"):
+            scores = evaluate(
+                run,
+                self.plan,
+                self.eval_step,
+                self.state.params,
+                run.validation_data,
+                self.notice,
+            )
+            baseline = unigram_baseline(run.train_data, run.validation_data)
+        if baseline is not None:
+            scores["unigram_perplexity"] = baseline
+        with self.clock.activity("log"):
+            self.log.validation({"step": self.step, **scores})
+
+    def _save(self) -> None:
+        """Starts writing a checkpoint, unless this step has one."""
+        if self.saved_step == self.step:
+            return
+        jax.block_until_ready(self.state)  # the step's own time is not the checkpoint's
+        record = {
+            **self.record,
+            "data_state": self.batches.state(),
+            "progress": asdict(self.progress),
+        }
+        with self.clock.activity("checkpoint"):
+            self.store.save(self.step, self.state, self.run.execution.layers, record)
+        self.saved_step = self.step
+        with self.clock.activity("log"):
+            self.log.event("checkpoint", self.step)
+            self._write_status(RUNNING)
+
+    def _write_samples(self) -> None:
+        prompts = self.run.sample_prompts
+        if not prompts:
+            return
+        continuations = continue_prompts(
+            self.run,
+            self.state.params,
+            self.tokenizer,
+            prompts,
+            max_new_tokens=self.run.sample_tokens,
+        )
+        pairs = zip(prompts, continuations, strict=True)
+        self.log.samples(self.step, [{"prompt": p, "continuation": c} for p, c in pairs])
+
+    def _write_status(self, status: str, **details: Any) -> None:
+        saved = self.saved_step or 0
+        self.folder.write_status(status, saved, identity=self.record["identity"], **details)
+
+    def _end(self, status: str) -> Outcome:
+        self._write_status(status)
+        write_report(self.folder.path)
+        return Outcome(status, self.step)
+
+
+def _open_training_batches(run: Run) -> Any:
+    return open_batches(
+        run.train_data,
+        batch_size=run.batch_size,
+        seed=run.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def _check_vocabulary(run: Run, tokenizer: XGLMTokenizer) -> None:
+    if len(tokenizer) > run.model.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens and the model "
+            f"{type(run.model).__name__}.vocab_size={run.model.vocab_size}; "
+            "the model needs at least as many"
+        )
+
+
+def _check_same(saved: Any, now: Any, folder: RunFolder) -> None:
+    """Refuses to resume a run whose numbers would not be those of an uninterrupted one."""
+    differences = _differences(json.loads(json.dumps(saved)), json.loads(json.dumps(now)), "")
+    if differences:
+        raise ValueError(
+            f"{folder.path} holds a run with other settings: {'; '.join(differences[:8])}. "
+            "Use those settings to go on with it, or another Run.folder for a new run"
+        )
+
+
+def _differences(saved: Any, now: Any, path: str) -> list[str]:
+    if isinstance(saved, dict) and isinstance(now, dict):
+        keys = sorted(saved.keys() | now.keys())
+        parts = [_differences(saved.get(k), now.get(k), f"{path}.{k}" if path else k) for k in keys]
+        return [line for part in parts for line in part]
+    return [] if saved == now else [f"{path} was {saved!r} and is now {now!r}"]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, default=str) + "\n"

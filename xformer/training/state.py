@@ -1,0 +1,177 @@
+"""The state of a run: created sharded, described without being created."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+from jaxtyping import PRNGKeyArray
+
+from xformer import partitioning
+from xformer.layers.stack import restack
+from xformer.models.build import build
+from xformer.training.config import Run
+
+INIT, DROPOUT, SAMPLE = range(3)
+"""Purposes of random keys: no two draw from the same stream."""
+
+
+@struct.dataclass
+class TrainState:
+    """What an optimizer step reads and replaces.
+
+    Attributes:
+        step: int32 number of steps taken, skipped ones included.
+        params: The "params" collection of the module.
+        opt_state: The optimizer's state.
+    """
+
+    step: Any
+    params: Any
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Blueprint:
+    """A run's parts and the form of its state, before anything is allocated.
+
+    Attributes:
+        module: The model.
+        optimizer: The optax transformation.
+        mesh: The device mesh.
+        shapes: The state as `jax.ShapeDtypeStruct`s, shardings included.
+        axes: Logical axes of every array of the state, as `PartitionSpec`s of axis names.
+    """
+
+    module: nn.Module
+    optimizer: optax.GradientTransformation
+    mesh: Mesh
+    shapes: TrainState
+    axes: TrainState
+
+    @property
+    def shardings(self) -> TrainState:
+        """The sharding of every array of the state."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
+
+
+def purpose_key(seed: int, purpose: int) -> PRNGKeyArray:
+    """The key of one purpose; keys of steps are folded in from it."""
+    return jax.random.fold_in(jax.random.key(seed), purpose)
+
+
+def blueprint(run: Run, mesh: Mesh) -> Blueprint:
+    """Describes a run's state on a mesh.
+
+    Args:
+        run: The run.
+        mesh: The device mesh.
+
+    Returns:
+        The parts and shapes; no array is allocated.
+
+    Raises:
+        ValueError: if the mesh does not divide the batch, the heads or an array; names the key.
+    """
+    _check_mesh(run, mesh)
+    module = build(run.model, run.head, run.execution)
+    params, names = _abstract_params(module)
+    optimizer = run.optimizer.build(run.steps)
+    tracked, tracked_names = params, names
+    if per_layer_optimizer(run):
+        optimizer = _per_layer(optimizer)
+        looped = dataclasses.replace(run.execution, layers="loop")
+        tracked, tracked_names = _abstract_params(build(run.model, run.head, looped))
+    opt_state = jax.eval_shape(optimizer.init, params)
+    none = jax.sharding.PartitionSpec()
+    opt_names = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda leaf, param, axes: partitioning.axes_like(leaf.shape, param.shape, axes),
+        opt_state,
+        tracked,
+        tracked_names,
+        transform_non_params=lambda _: none,
+    )
+    shapes = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, opt_state)
+    axes = TrainState(none, names, opt_names)
+    shards = partitioning.shardings(shapes, axes, mesh, run.rules)
+    shapes = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shards,
+    )
+    return Blueprint(module, optimizer, mesh, shapes, axes)
+
+
+def create_state(plan: Blueprint, seed: int) -> TrainState:
+    """Initialises a state, each device making its own part.
+
+    Args:
+        plan: The run's blueprint.
+        seed: Decides the weights; they do not depend on the mesh or the layer mode.
+
+    Returns:
+        The state at step 0.
+    """
+
+    def init(key: PRNGKeyArray) -> TrainState:
+        ids = jnp.zeros((1, 2), jnp.int32)
+        params = nn.meta.unbox(plan.module.init(key, ids)["params"])
+        return TrainState(jnp.zeros((), jnp.int32), params, plan.optimizer.init(params))
+
+    make = jax.jit(init, out_shardings=plan.shardings)
+    return make(purpose_key(seed, INIT))
+
+
+def per_layer_optimizer(run: Run) -> bool:
+    """Whether the optimizer's state is that of looped layers although the layers are scanned.
+
+    An optimizer that looks at a whole array at a time would otherwise mix the layers.
+
+    Args:
+        run: The run.
+
+    Returns:
+        True if the blueprint wraps the optimizer.
+    """
+    return run.execution.layers == "scan" and not run.optimizer.elementwise
+
+
+def _per_layer(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The optimizer applied to every layer of scanned stacks by itself."""
+
+    def init(params: Any) -> Any:
+        return optimizer.init(restack(params, "loop"))
+
+    def update(grads: Any, state: Any, params: Any) -> Any:
+        updates, state = optimizer.update(restack(grads, "loop"), state, restack(params, "loop"))
+        return restack(updates, "scan"), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _abstract_params(module: nn.Module) -> tuple[Any, Any]:
+    """Shapes and logical axes of a module's parameters."""
+    ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    boxed = jax.eval_shape(module.init, jax.random.key(0), ids)["params"]
+    return nn.meta.unbox(boxed), partitioning.axis_names(boxed)
+
+
+def _check_mesh(run: Run, mesh: Mesh) -> None:
+    ways = partitioning.batch_ways(mesh, run.rules)
+    part = run.batch_size // run.accumulation_steps
+    if part % ways:
+        raise ValueError(
+            f"the {ways} ways that the mesh splits a batch must divide Run.batch_size="
+            f"{run.batch_size} / Run.accumulation_steps={run.accumulation_steps} = {part}"
+        )
+    heads, tensor = run.model.num_attention_heads, mesh.shape["tensor"]
+    if heads % tensor:
+        raise ValueError(
+            f"mesh axis 'tensor'={tensor} must divide the model's {heads} attention heads; set "
+            f"MeshConfig.tensor or {type(run.model).__name__}'s heads"
+        )

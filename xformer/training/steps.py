@@ -1,0 +1,263 @@
+"""The jit boundary: pure functions of (state, batch, key) and their compiled forms."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from xformer import partitioning
+from xformer.losses import LossSums
+from xformer.objectives import NextToken
+from xformer.partitioning import ShardedFunction
+from xformer.training.config import Run
+from xformer.training.state import Blueprint, TrainState
+
+Batch = Mapping[str, Array]
+
+
+@struct.dataclass
+class StepMetrics:
+    """Numbers of one training step; means are over the scored tokens of the whole batch.
+
+    Attributes:
+        loss: What is minimised, per token.
+        nll: Negative log likelihood per token, in nats.
+        z_loss: The z-loss per token.
+        tokens: Number of scored tokens.
+        gradient_norm: Global norm of the gradient, before clipping.
+        learning_rate: Learning rate of the step.
+        finite: Whether loss and gradient were finite; if not, the step changed nothing.
+    """
+
+    loss: Float[Array, ""]
+    nll: Float[Array, ""]
+    z_loss: Float[Array, ""]
+    tokens: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+    learning_rate: Float[Array, ""]
+    finite: Bool[Array, ""]
+
+
+@struct.dataclass
+class TrainResult:
+    """What a training step returns.
+
+    Attributes:
+        state: The next state.
+        metrics: The step's numbers.
+        outputs: The model's documented output struct with the fields that were asked for.
+    """
+
+    state: TrainState
+    metrics: StepMetrics
+    outputs: Any
+
+
+@struct.dataclass
+class EvalResult:
+    """What an evaluation step returns.
+
+    Attributes:
+        sums: Loss sums of the batch.
+        outputs: The model's documented output struct with the fields that were asked for.
+    """
+
+    sums: LossSums
+    outputs: Any
+
+
+def keep_fields(outputs: Any, fields: tuple[str, ...]) -> Any:
+    """The output struct with only the named fields; the compiler drops what nobody reads."""
+    return type(outputs)(**{name: outputs[name] for name in fields})
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    key: PRNGKeyArray,
+    *,
+    module: nn.Module,
+    objective: NextToken,
+    optimizer: optax.GradientTransformation,
+    learning_rate: optax.Schedule,
+    accumulation_steps: int = 1,
+    fields: tuple[str, ...] = (),
+) -> TrainResult:
+    """One optimizer step.
+
+    The gradient is that of the mean loss over all scored tokens of the batch, however the batch is
+    split into accumulation steps or over devices and however many tokens each part has.
+
+    Args:
+        state: The state.
+        batch: Rows of the whole step.
+        key: Key of the run's dropout; the step's number is folded in.
+        module: The model.
+        objective: What it is trained to do.
+        optimizer: How it learns.
+        learning_rate: The optimizer's schedule, for the record.
+        accumulation_steps: Parts that the batch is computed in.
+        fields: Fields of the model's output struct to return.
+
+    Returns:
+        The next state, metrics, and the asked-for outputs.
+    """
+    key = jax.random.fold_in(key, state.step)
+
+    def loss_sum(params: Any, part: Batch, key: PRNGKeyArray) -> tuple[Array, tuple[LossSums, Any]]:
+        outputs: Any = module.apply(
+            {"params": params}, **objective.inputs(part), deterministic=False, rngs={"dropout": key}
+        )
+        sums = objective.loss(outputs, part)
+        return sums.loss, (sums, keep_fields(outputs, fields))
+
+    gradient = jax.grad(loss_sum, has_aux=True)
+    if accumulation_steps == 1:
+        grads, (sums, outputs) = gradient(state.params, batch, key)
+    else:
+        grads, sums, outputs = _accumulate(gradient, state.params, batch, key, accumulation_steps)
+    count = jnp.maximum(sums.tokens, 1.0)
+    grads = jax.tree.map(lambda g: g / count, grads)
+    norm = optax.global_norm(grads)
+    finite = jnp.isfinite(sums.loss) & jnp.isfinite(norm)
+
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        (params, opt_state),
+        (state.params, state.opt_state),
+    )
+    metrics = StepMetrics(
+        loss=sums.loss / count,
+        nll=sums.nll / count,
+        z_loss=sums.z_loss / count,
+        tokens=sums.tokens,
+        gradient_norm=norm,
+        learning_rate=jnp.asarray(learning_rate(state.step), jnp.float32),
+        finite=finite,
+    )
+    return TrainResult(TrainState(state.step + 1, params, opt_state), metrics, outputs)
+
+
+def _accumulate(
+    gradient: Callable, params: Any, batch: Batch, key: PRNGKeyArray, parts: int
+) -> tuple[Any, LossSums, Any]:
+    """Sums gradients and losses over equal parts of a batch.
+
+    Part i takes rows i, i + parts, ...: every device has rows of every part, so nothing moves.
+
+    Returns:
+        Summed gradients, summed losses, and the outputs in the order of the batch's rows.
+    """
+    split = jax.tree.map(
+        lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), dict(batch)
+    )
+
+    def add(carry: tuple, part: tuple) -> tuple:
+        grads, sums = carry
+        rows, index = part
+        new_grads, (new_sums, outputs) = gradient(params, rows, jax.random.fold_in(key, index))
+        return (jax.tree.map(jnp.add, grads, new_grads), sums + new_sums), outputs
+
+    zero = (jax.tree.map(jnp.zeros_like, params), LossSums.zero())
+    outputs: Any
+    (grads, sums), outputs = jax.lax.scan(add, zero, (split, jnp.arange(parts)))
+    outputs = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), outputs)
+    return grads, sums, outputs
+
+
+def eval_step(
+    params: Any,
+    batch: Batch,
+    *,
+    module: nn.Module,
+    objective: NextToken,
+    fields: tuple[str, ...] = (),
+) -> EvalResult:
+    """Scores a batch without dropout.
+
+    Args:
+        params: The model's parameters.
+        batch: Rows; those that are all padding count for nothing.
+        module: The model.
+        objective: What it is trained to do.
+        fields: Fields of the model's output struct to return.
+
+    Returns:
+        Loss sums and the asked-for outputs.
+    """
+    outputs: Any = module.apply({"params": params}, **objective.inputs(batch))
+    return EvalResult(objective.loss(outputs, batch), keep_fields(outputs, fields))
+
+
+def compile_train_step(run: Run, plan: Blueprint, fields: tuple[str, ...] = ()) -> ShardedFunction:
+    """The training step of a run as a jit-compiled function of (state, batch, key).
+
+    The state is donated: the caller's becomes unusable.
+
+    Args:
+        run: The run.
+        plan: Its blueprint.
+        fields: Fields of the model's output struct to return.
+
+    Returns:
+        A function to `TrainResult`; traced once, as every batch has the same shape.
+    """
+
+    def step(state: TrainState, batch: Batch, key: PRNGKeyArray) -> TrainResult:
+        with partitioning.constraints(run.rules):
+            return train_step(
+                state,
+                batch,
+                key,
+                module=plan.module,
+                objective=run.objective,
+                optimizer=plan.optimizer,
+                learning_rate=run.optimizer.schedule(run.steps),
+                accumulation_steps=run.accumulation_steps,
+                fields=fields,
+            )
+
+    whole = partitioning.replicated(plan.mesh)
+    batch = partitioning.batch_sharding(plan.mesh, run.rules)
+    return partitioning.jit(
+        plan.mesh,
+        step,
+        in_shardings=(plan.shardings, batch, whole),
+        out_shardings=TrainResult(plan.shardings, whole, batch),  # type: ignore[arg-type]
+        donate_argnums=0,
+    )
+
+
+def compile_eval_step(run: Run, plan: Blueprint, fields: tuple[str, ...] = ()) -> ShardedFunction:
+    """The evaluation step of a run as a jit-compiled function of (params, batch).
+
+    Args:
+        run: The run.
+        plan: Its blueprint.
+        fields: Fields of the model's output struct to return.
+
+    Returns:
+        A function to `EvalResult`.
+    """
+
+    def step(params: Any, batch: Batch) -> EvalResult:
+        with partitioning.constraints(run.rules):
+            return eval_step(
+                params, batch, module=plan.module, objective=run.objective, fields=fields
+            )
+
+    whole = partitioning.replicated(plan.mesh)
+    batch = partitioning.batch_sharding(plan.mesh, run.rules)
+    return partitioning.jit(
+        plan.mesh,
+        step,
+        in_shardings=(plan.shardings.params, batch),
+        out_shardings=EvalResult(whole, batch),  # type: ignore[arg-type]
+    )
