@@ -217,7 +217,7 @@ class _EventFile:
 
             self._write(purge_step, session_log=SessionLog(status=SessionLog.START))
 
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
+    def scalars(self, values: Mapping[str, int | float], step: int) -> None:
         from tensorboardX.proto.summary_pb2 import Summary
 
         entries = [Summary.Value(tag=tag, simple_value=one) for tag, one in values.items()]
