@@ -3,7 +3,7 @@
 import os
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -87,13 +87,14 @@ class DocumentSource:
             )
         return source
 
-    def describe(self) -> list[list[Any]]:
-        """Identifies the files.
+    def describe(self) -> dict[str, Any]:
+        """Identifies the documents.
 
         Returns:
-            Name without folder, size and SHA-256 of each, in order.
+            Name without folder, size and SHA-256 of each file, in order, and how they are read.
         """
-        return [[file.path.name, file.bytes, file.sha256] for file in self._files]
+        files = [[file.path.name, file.bytes, file.sha256] for file in self._files]
+        return {"files": files, **asdict(self._options)}
 
     def __len__(self) -> int:
         """Number of documents."""

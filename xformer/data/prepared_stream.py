@@ -11,7 +11,7 @@ import numpy as np
 from xformer.data.manifest import check_files, read_manifest
 from xformer.data.packing import Batch, decode_record, expand_row
 from xformer.data.rows import RowSource
-from xformer.data.streams import Request, State, close, stack
+from xformer.data.streams import Request, State, close
 
 
 class PreparedStream:
@@ -77,6 +77,7 @@ class PreparedStream:
             length=manifest.settings.length,
             pad_id=manifest.tokenizer.pad_token_id,
         )
+        padding = decode(None)
         dataset = request.order(grain.MapDataset.source(self._source))
         first = state["batch"] * request.batch_size + request.process_index
         dataset = dataset[first :: request.process_count].map(decode).batch(request.local_size)
@@ -86,7 +87,7 @@ class PreparedStream:
             while self.batches is None or number < self.batches:
                 share = next(shares, None)
                 number += 1
-                yield _fill_up(share, decode(None), request.local_size), {"batch": number}
+                yield _fill_up(share, padding, request.local_size), {"batch": number}
         finally:
             close(shares)
 
@@ -97,10 +98,13 @@ def _decode(record: bytes | None, dtype: np.dtype, length: int, pad_id: int) -> 
 
 
 def _fill_up(share: Batch | None, padding: Batch, size: int) -> Batch:
-    """Puts rows of padding behind the rows of the last batch."""
-    if share is None:
-        return stack([padding] * size)
-    missing = size - len(share["input_ids"])
-    if not missing:
-        return share
-    return {name: np.concatenate([rows, [padding[name]] * missing]) for name, rows in share.items()}
+    """Puts rows of padding behind the rows of the last batch.
+
+    What workers give lies in shared memory; the result is a copy that belongs to the caller.
+    """
+    missing = size if share is None else size - len(share["input_ids"])
+    filled = {}
+    for name, row in padding.items():
+        parts = [] if share is None else [share[name]]
+        filled[name] = np.concatenate([*parts, np.tile(row, (missing, 1))], dtype=np.int32)
+    return filled

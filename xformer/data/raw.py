@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from xformer.data.zstd import ZstdReader
 
@@ -137,16 +136,16 @@ def read_raw(
         raise ValueError(f"{path} must be a whole {path.suffix} file: {error}") from error
 
 
-def _decompress(path: Path, file: BinaryIO) -> BinaryIO:
+def _decompress(path: Path, file: io.BufferedIOBase) -> io.BufferedIOBase:
     if path.suffix == ".gz":
-        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
+        return gzip.GzipFile(fileobj=file)
     if path.suffix == ".zst":
         return io.BufferedReader(ZstdReader(file), 2**20)
     return file
 
 
 def _read_lines(
-    stream: BinaryIO, limit: int, offset: int, stop: int | None
+    stream: io.BufferedIOBase, limit: int, offset: int, stop: int | None
 ) -> Iterator[RawDocument]:
     line = 0
     while stop is None or offset < stop:
@@ -159,7 +158,7 @@ def _read_lines(
         offset += size
 
 
-def _read_line(stream: BinaryIO, limit: int) -> tuple[bytes | None, int]:
+def _read_line(stream: io.BufferedIOBase, limit: int) -> tuple[bytes | None, int]:
     """Reads a line without holding more of it than the limit."""
     content = stream.readline(limit + 2)
     size = len(content)
@@ -171,7 +170,7 @@ def _read_line(stream: BinaryIO, limit: int) -> tuple[bytes | None, int]:
     return None, size
 
 
-def _read_paragraphs(stream: BinaryIO, limit: int) -> Iterator[RawDocument]:
+def _read_paragraphs(stream: io.BufferedIOBase, limit: int) -> Iterator[RawDocument]:
     lines: list[bytes] = []
     begin = first = offset = number = size = 0
     while True:
@@ -197,7 +196,7 @@ def _read_paragraphs(stream: BinaryIO, limit: int) -> Iterator[RawDocument]:
         offset += line_size
 
 
-def _read_whole(stream: BinaryIO, limit: int) -> Iterator[RawDocument]:
+def _read_whole(stream: io.BufferedIOBase, limit: int) -> Iterator[RawDocument]:
     content = stream.read(limit + 1)
     if len(content) > limit:
         yield RawDocument(0, len(content), 1, None)

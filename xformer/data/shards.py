@@ -93,7 +93,7 @@ def plan_shards(
             pieces = [Span(path, at, at + step) for at in range(0, file_bytes, step)]
         for piece in pieces:
             waiting.append(piece)
-            size += min(step, file_bytes)
+            size += min(piece.stop or file_bytes, file_bytes) - piece.start
             if size >= shard_bytes:
                 plan.append(tuple(waiting))
                 waiting, size = [], 0

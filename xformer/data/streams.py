@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -24,6 +24,8 @@ from xformer.data.processes import die_with
 
 ORDER_VERSION = 1
 State = dict[str, int]
+
+_ENDLESS = 2**48
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class Request:
             # grain adds the epoch to the seed; spread, so that seeds 0 and 1 share no epochs.
             spread = np.random.SeedSequence(self.seed).generate_state(1)
             dataset = dataset.shuffle(seed=int(spread[0]))
-        return dataset.repeat(self.epochs)
+        # "Without end" is a number that grain can still add to and divide as a float.
+        return dataset.repeat(self.epochs or _ENDLESS // len(dataset))
 
     def in_workers(self, dataset: grain.MapDataset, ahead: int) -> grain.IterDataset:
         """Computes elements ahead, in threads or in worker processes.
@@ -106,6 +109,7 @@ class Request:
         ).mp_prefetch(options, worker_init_fn=partial(_start_worker, os.getpid()))
 
 
+@runtime_checkable
 class Stream(Protocol):
     """What a `BatchIterator` needs of a stream.
 

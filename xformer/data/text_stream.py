@@ -74,7 +74,7 @@ class TextStream:
             "kind": "TextData",
             **self._request.describe(),
             "length": self._length,
-            "files": self._source.describe(),
+            **self._source.describe(),
             "tokenizer": self._tokenizer.fingerprint(),
         }
 

@@ -5,7 +5,7 @@ shorter without a word.
 """
 
 import io
-from typing import Any, BinaryIO
+from typing import Any
 
 import zstandard
 
@@ -15,7 +15,7 @@ _BLOCK_BYTES = 2**17
 class ZstdReader(io.RawIOBase):
     """Decompresses a stream of one or more zstd frames."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: io.BufferedIOBase) -> None:
         """Begins at the file's position.
 
         Args:
