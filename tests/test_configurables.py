@@ -24,6 +24,8 @@ class Model:
     heads: int = 2
 
     def __post_init__(self):
+        if self.heads == 0:
+            raise ValueError("must be positive; set ToyData.path or the heads")
         if self.width % self.heads:
             raise ValueError(f"heads={self.heads} must divide width={self.width}; set heads")
 
@@ -456,6 +458,13 @@ FLAGS = {
 def test_mistake_in_a_flag_is_refused(configs, flag, message):
     with pytest.raises(ValueError, match=message):
         load_toy(flag)
+
+
+def test_refused_value_names_keys_of_other_configs_too(configs):
+    with pytest.raises(
+        ValueError, match=r"\(in ToyModel; bound: .*train/ToyData.path = 'a b' at conf"
+    ):
+        load_toy("ToyModel.heads=0")
 
 
 def test_flag_given_twice_is_refused(configs):

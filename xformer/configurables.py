@@ -314,7 +314,12 @@ def _refusal(message: str, used: Mapping[str, Binding]) -> str:
     if not call:
         return said
     of_class = [one for one in used.values() if one.name == call[1]]
-    blamed = [one for one in of_class if re.search(rf"\b{one.field}\b", said)] or of_class
+    blamed = [
+        one
+        for one in used.values()
+        if f"{one.name}.{one.field}" in said
+        or (one.name == call[1] and re.search(rf"\b{one.field}\b", said))
+    ] or of_class
     listed = ", ".join(f"{one.key} = {one.value!r} at {one.place}" for one in blamed[:4])
     owner = owner_key(call[2] or "", call[1])
     return f"{said} (in {owner}" + (f"; bound: {listed})" if listed else ")")

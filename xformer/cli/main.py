@@ -8,6 +8,7 @@ import argparse
 import difflib
 import importlib
 import os
+import select
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -135,8 +136,8 @@ def add_gin_arguments(parser: argparse.ArgumentParser) -> None:
     # `main` takes these out before argparse sees them: their names are open-ended.
     group = parser.add_argument_group("bindings")
     group.description = (
-        "--gin.KEY=VALUE  bind one more value, before those of the file; VALUE is a gin value, so "
-        "a string needs quotes: --gin.Run.folder='\"runs/second\"'"
+        "--gin.KEY=VALUE  bind a value, before those of the file; may be repeated\n"
+        "                 a string needs quotes: --gin.Run.folder='\"runs/second\"'"
     )
     parser.set_defaults(gin_bindings=[])
 
@@ -155,13 +156,13 @@ def _message(error: ValueError | OSError) -> str:
 
 def _stdout_is_closed() -> bool:
     """Tells whether the reader of stdout has gone, as in `xformer ... | head`."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python flushes once more at exit; that must not fail too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    if not any(state & (select.POLLERR | select.POLLHUP) for _, state in poll.poll(0)):
+        return False
+    # Python flushes once more at exit; that must not fail too.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 if __name__ == "__main__":

@@ -1,0 +1,86 @@
+"""The shipped gin files: each loads, builds abstractly, and binds only what is its own."""
+
+import itertools
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import pytest
+
+from xformer.configurables import load
+from xformer.partitioning import make_mesh
+from xformer.training.state import blueprint
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+RUNS = sorted((CONFIGS / "runs").glob("*.gin"))
+CONCERNS = {
+    "models": "models/*",
+    "heads": "heads",
+    "data": "data",
+    "optim": "optim",
+    "mesh": "mesh",
+}
+PARTS = {name: sorted(CONFIGS.glob(f"{folder}/*.gin")) for name, folder in CONCERNS.items()}
+DEFAULT = {
+    "models": "models/xglm/tiny.gin",
+    "heads": "heads/causal_lm.gin",
+    "data": "data/prepared.gin",
+    "optim": "optim/adamw_cosine.gin",
+    "mesh": "mesh/data.gin",
+}
+EVERY_PART = [(name, str(path.relative_to(CONFIGS))) for name in PARTS for path in PARTS[name]]
+# What a part leaves to the run file.
+LEFT = {
+    "Cosine": ["peak = 1e-3"],
+    "InverseSqrt": ["peak = 1e-2", "warmup_steps = 10"],
+    "Linear": ["peak = 1e-4"],
+    "WarmupStableDecay": ["peak = 1e-3", "decay_steps = 10"],
+}
+
+
+def keys(path):
+    return re.findall(r"^([\w/.]+) = ", path.read_text(), re.MULTILINE)
+
+
+def test_there_are_parts_and_runs():
+    assert RUNS and all(PARTS.values())
+    folders = {path.name for path in CONFIGS.iterdir()}
+    assert folders == {"runs", *PARTS}
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_run_file_loads(path):
+    loaded = load(path)
+    assert loaded.run.steps >= 1
+    text = path.read_text()
+    assert re.match(r"# .+", text), "a run file opens with what it is"
+    assert f"xformer train --gin_file configs/runs/{path.name}" in text
+
+
+@pytest.mark.parametrize("concern, part", EVERY_PART)
+def test_part_builds_in_a_run(concern, part, tmp_path):
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    lines = [f'include "{one}"' for one in {**DEFAULT, concern: part}.values()]
+    lines += ['Run.folder = "runs/x"', "Run.steps = 100", "Run.batch_size = 8"]
+    lines += ["Run.execution = @Execution()", 'Execution.layers = "scan"']
+    text = "".join((tmp_path / "configs" / one.split('"')[1]).read_text() for one in lines[:5])
+    built = [name for name in LEFT if f"@{name}()" in text]
+    lines += [f"{name}.{left}" for name in built for left in LEFT[name]]
+    (tmp_path / "configs" / "runs" / "all.gin").write_text("\n".join(lines) + "\n")
+    run = load(tmp_path / "configs" / "runs" / "all.gin").run
+    plan = blueprint(run, make_mesh(run.mesh))
+    assert jax.tree.leaves(plan.shapes.params)
+
+
+def test_parts_of_different_concerns_bind_different_keys():
+    for one, other in itertools.combinations(PARTS, 2):
+        for first, second in itertools.product(PARTS[one], PARTS[other]):
+            assert not set(keys(first)) & set(keys(second)), f"{first} and {second}"
+
+
+@pytest.mark.parametrize("concern, part", EVERY_PART)
+def test_part_includes_nothing_and_is_short(concern, part):
+    text = (CONFIGS / part).read_text()
+    assert "include" not in keys(CONFIGS / part) and not re.search("^include", text, re.M)
+    assert len(text.splitlines()) <= 40 and text.startswith("# ")
