@@ -2,7 +2,9 @@
 
 import functools
 import importlib.metadata
+import json
 import os
+import re
 from pathlib import Path
 
 # Both must be set before JAX is first imported.
@@ -69,8 +71,23 @@ def clean_gin():
     gin.clear_config()
 
 
+def _parity_folder() -> Path:
+    beside = ROOT.parent / "shared" / "parity"
+    return beside if beside.is_dir() else ROOT / "tests" / "fixtures" / "parity"
+
+
 @pytest.fixture(scope="session")
 def parity_folder() -> Path:
     """The recorded reference cases: the full set beside the checkout, else the part in the tree."""
-    beside = ROOT.parent / "shared" / "parity"
-    return beside if beside.is_dir() else ROOT / "tests" / "fixtures" / "parity"
+    return _parity_folder()
+
+
+def pytest_generate_tests(metafunc):
+    """Runs a test marked `parity(id=REGEX)` once for each recorded case, as `parity_case`."""
+    marker = metafunc.definition.get_closest_marker("parity")
+    if marker is None:
+        return
+    cases = json.loads((_parity_folder() / "index.json").read_text())["cases"]
+    chosen = [case for case in cases if re.fullmatch(marker.kwargs["id"], case["id"])]
+    assert chosen, f"no recorded case matches {marker.kwargs['id']}"
+    metafunc.parametrize("parity_case", chosen, ids=[case["id"] for case in chosen])

@@ -3,8 +3,6 @@
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 
 def perplexity(nll: float) -> float:
     """Exp of a mean negative log likelihood in nats; infinite instead of an overflow."""
@@ -40,20 +38,3 @@ class MeanLoss:
                 "no token was scored: the validation data hold no document of 2 tokens"
             )
         return self.nll_sum / self.tokens
-
-
-def unigram_perplexity(train_counts_V: np.ndarray, counts_V: np.ndarray) -> float:
-    """Perplexity of tokens under the frequencies of single tokens in the training data.
-
-    The baseline that a language model has to beat: it knows how often tokens occur and nothing of
-    their order. One is added to every count, so that unseen tokens have a probability.
-
-    Args:
-        train_counts_V: How often each token occurs in the training data.
-        counts_V: How often each occurs in the scored data.
-
-    Returns:
-        The perplexity.
-    """
-    probabilities_V = (train_counts_V + 1.0) / (train_counts_V.sum() + len(train_counts_V))
-    return perplexity(float(-(counts_V * np.log(probabilities_V)).sum() / counts_V.sum()))

@@ -5,7 +5,7 @@ A core is a function of the signature of `dense_attention`. Masks reach it as de
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -34,6 +34,7 @@ class CoreOutput:
     probabilities_BNTS: Float[Array, "B N T S"] | None = None
 
 
+@runtime_checkable
 class AttentionCore(Protocol):
     """The signature that every core has; see `dense_attention` for the meaning."""
 

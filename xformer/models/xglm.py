@@ -26,6 +26,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 from flax import struct
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from xformer.layers import heads
@@ -452,7 +453,7 @@ class XGLMForCausalLM(nn.Module):
                 ("embed", "vocab"),
                 use_bias=False,
                 dtype=self.execution.compute_dtype,
-                output_dtype=jnp.float32,
+                output_dtype=jnp.dtype("float32"),
                 kernel_init=nn.initializers.normal(self.config.init_std),
             )
 
@@ -509,7 +510,7 @@ class XGLMForCausalLM(nn.Module):
 
 
 def _embedding_init(
-    key: PRNGKeyArray, shape: tuple[int, int], dtype: jnp.dtype, *, std: float, pad: int
+    key: PRNGKeyArray, shape: tuple[int, int], dtype: DTypeLike, *, std: float, pad: int
 ) -> Float[Array, "V D"]:
     """Normal token vectors, with that of the padding token at zero."""
     table_VD = nn.initializers.normal(std)(key, shape, dtype)

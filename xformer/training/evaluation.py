@@ -1,17 +1,15 @@
 """Scoring a model on validation data."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from xformer import partitioning
-from xformer.data.manifest import read_manifest
 from xformer.data.pipeline import PreparedData, open_batches
+from xformer.data.unigram import read_unigram_counts, unigram_perplexity
 from xformer.losses import LossSums
-from xformer.metrics import MeanLoss, perplexity, unigram_perplexity
+from xformer.metrics import MeanLoss, perplexity
 from xformer.training.config import Data, Run
 from xformer.training.signals import StopNotice
 from xformer.training.state import Blueprint
@@ -84,14 +82,13 @@ def open_eval_batches(run: Run, data: Data) -> Any:
 def unigram_baseline(train: Data, validation: Data) -> float | None:
     """Perplexity of validation data under the token frequencies of the training data.
 
+    Args:
+        train: The training data.
+        validation: The validation data.
+
     Returns:
         The baseline, or None if either was not prepared (the counts are made by preparing).
     """
     if not isinstance(train, PreparedData) or not isinstance(validation, PreparedData):
         return None
-    counts = []
-    for data in (train, validation):
-        folder = Path(data.path)
-        path = folder / read_manifest(folder).unigram_counts.path
-        counts.append(np.load(path, allow_pickle=False))
-    return unigram_perplexity(*counts)
+    return unigram_perplexity(read_unigram_counts(train), read_unigram_counts(validation))

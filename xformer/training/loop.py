@@ -79,7 +79,7 @@ def train(run: Run, texts: dict[str, str] | None = None, *, plain: bool | None =
     """
     plan = blueprint(run, partitioning.make_mesh(run.mesh))
     tokenizer = read_tokenizer(run.train_data)
-    _check_vocabulary(run, tokenizer)
+    _check_tokenizers(run, tokenizer)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(RunFolder(run.folder))
         status = folder.read_status()
@@ -324,7 +324,15 @@ def _open_training_batches(run: Run) -> Any:
     )
 
 
-def _check_vocabulary(run: Run, tokenizer: XGLMTokenizer) -> None:
+def _check_tokenizers(run: Run, tokenizer: XGLMTokenizer) -> None:
+    """Refuses ids that the model has no row for, or that mean something else in validation."""
+    if run.validation_data is not None:
+        other = read_tokenizer(run.validation_data)
+        if other.fingerprint() != tokenizer.fingerprint():
+            raise ValueError(
+                "Run.train_data and Run.validation_data must be of one tokenizer, got "
+                f"{tokenizer.fingerprint()[:12]} and {other.fingerprint()[:12]}"
+            )
     if len(tokenizer) > run.model.vocab_size:
         raise ValueError(
             f"the tokenizer has {len(tokenizer)} tokens and the model "

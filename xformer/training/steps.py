@@ -123,7 +123,7 @@ def train_step(
         grads, sums, outputs = _accumulate(gradient, state.params, batch, key, accumulation_steps)
     count = jnp.maximum(sums.tokens, 1.0)
     grads = jax.tree.map(lambda g: g / count, grads)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     finite = jnp.isfinite(sums.loss) & jnp.isfinite(norm)
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
