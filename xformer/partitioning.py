@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
+from flax.core import meta
+from flax.core.spmd import logical_axis_rules
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -104,7 +105,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 def axis_names(boxed: Any) -> Any:
     """The logical axes of every leaf of a boxed tree, each as a `PartitionSpec` of axis names."""
-    return nn.get_partition_spec(boxed)
+    return meta.get_partition_spec(boxed)
 
 
 def axes_like(
@@ -204,7 +205,7 @@ def global_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[
 def constraints(rules: Rules) -> Iterator[None]:
     """Within it, the activation axes that layers name are constrained to the mesh in force."""
     table = tuple((f.name, getattr(rules, f.name) or None) for f in dataclasses.fields(rules))
-    with nn.logical_axis_rules(table):
+    with logical_axis_rules(table):
         yield
 
 

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +12,7 @@ from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from xformer.generation.sampling import Sampling, next_token
 from xformer.layers.cache import Cache
+from xformer.models.build import Module
 from xformer.outputs import FlaxGreedySearchOutput, FlaxSampleOutput
 
 PROMPT_BUCKET = 32
@@ -37,7 +37,7 @@ class _Decoding:
 
 
 def generate(
-    module: nn.Module,
+    module: Module,
     params: Any,
     input_ids: Int[Array, "B P"],
     attention_mask: Int[Array, "B P"],
@@ -142,7 +142,7 @@ def left_pad(
 
 
 @functools.lru_cache(maxsize=8)
-def compiled_generate(module: nn.Module, max_new_tokens: int, sampling: Sampling) -> Callable:
+def compiled_generate(module: Module, max_new_tokens: int, sampling: Sampling) -> Callable:
     """`generate` under `jit`, as a function of (params, ids, mask, key); compiled once a shape."""
     return jax.jit(
         functools.partial(_call, module, max_new_tokens=max_new_tokens, sampling=sampling)
@@ -150,7 +150,7 @@ def compiled_generate(module: nn.Module, max_new_tokens: int, sampling: Sampling
 
 
 def _call(
-    module: nn.Module,
+    module: Module,
     params: Any,
     ids: Array,
     mask: Array,

@@ -6,10 +6,13 @@ from xformer.layers.execution import Execution
 from xformer.layers.heads import Head
 from xformer.models import xglm
 
+Module = nn.Module
+"""A model: pure `init` and `apply`."""
+
 ModelConfig = xglm.XGLMConfig
 """Any family's config."""
 
-_MODULES: dict[type, dict[type, type[nn.Module]]] = {xglm.XGLMConfig: xglm.MODULES}
+_MODULES: dict[type, dict[type, type[Module]]] = {xglm.XGLMConfig: xglm.MODULES}
 
 
 def supported_heads(config: ModelConfig) -> tuple[type, ...]:
@@ -17,7 +20,7 @@ def supported_heads(config: ModelConfig) -> tuple[type, ...]:
     return tuple(_MODULES[type(config)])
 
 
-def build(config: ModelConfig, head: Head, execution: Execution | None = None) -> nn.Module:
+def build(config: ModelConfig, head: Head, execution: Execution | None = None) -> Module:
     """The Linen module of an architecture with a head.
 
     Args:

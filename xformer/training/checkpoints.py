@@ -8,6 +8,7 @@ is tried.
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,39 +36,48 @@ class Restored:
     """A state read back.
 
     Attributes:
-        state: The state, on the run's mesh and in its layer mode.
+        state: The state (or the parameters alone), on the run's mesh and in its layer mode.
         record: What was saved beside it.
+        step: Steps it had taken.
         quarantined: Steps that could not be verified, with the reason.
     """
 
-    state: TrainState
+    state: Any
     record: dict[str, Any]
+    step: int
     quarantined: dict[int, str]
 
 
 class CheckpointStore:
     """The checkpoints of one run folder; a context manager that waits for writes on leaving."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int | None = None) -> None:
         """Opens or creates the store.
 
         Args:
             folder: Folder of the checkpoints, one subfolder per step.
-            keep: How many of the newest steps stay.
+            keep: How many of the newest steps stay; None opens the store for reading, beside a
+                process that may be writing to it.
 
         Raises:
+            FileNotFoundError: if there is nothing to read.
             OSError: if the folder cannot be written.
         """
         self._folder = folder.absolute()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(self._folder / _TRASH, ignore_errors=True)
+        self._is_writer = keep is not None
+        if self._is_writer:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._empty_trash()
+        elif not self._folder.is_dir():
+            raise FileNotFoundError(f"{folder.parent} is no run folder: it has no {folder.name}")
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
                 atomicity_options=AtomicityOptions(mode=AtomicityMode.COMMIT_FILE),
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=self._is_writer,
                 preservation_policy=preservation_policy.LatestN(keep),
                 todelete_subdir=_TRASH,
+                create=False,
             ),
             item_names=("state", "record"),
         )
@@ -98,10 +108,11 @@ class CheckpointStore:
             CheckpointError: if an earlier write failed or this one was not accepted.
         """
         self.check()
-        arrays = {
-            path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in _named_leaves(state).items()
+        verified = {
+            "layers": layers,
+            "arrays": _describe(state),
+            "checksums": tree_checksums(state),
         }
-        verified = {"layers": layers, "arrays": arrays, "checksums": tree_checksums(state)}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state), record=ocp.args.JsonSave({**record, **verified})
         )
@@ -136,7 +147,8 @@ class CheckpointStore:
             raise self._failed(error) from error
         finally:
             self._manager.close()
-            shutil.rmtree(self._folder / _TRASH, ignore_errors=True)
+            if self._is_writer:
+                self._empty_trash()
 
     def restore(self, run: Run, plan: Blueprint) -> Restored | None:
         """Reads the newest step that can be verified.
@@ -152,54 +164,103 @@ class CheckpointStore:
             CheckpointError: if the newest step belongs to another model or optimizer, or if there
                 are steps but none can be verified.
         """
-        quarantined: dict[int, str] = {}
+
+        def convert(state: TrainState, layers: str) -> TrainState:
+            return _convert(state, run, plan, layers)
+
+        return self._newest(lambda layers: _target(run, plan, layers), convert)
+
+    def restore_params(self, run: Run, plan: Blueprint) -> Restored | None:
+        """Reads the parameters alone of the newest step that can be verified.
+
+        Args:
+            run: The run, for the layer mode wanted.
+            plan: Its blueprint.
+
+        Returns:
+            As `restore`, with the parameters as the state; None if there is no step at all.
+
+        Raises:
+            CheckpointError: as for `restore`.
+        """
+
+        def convert(params: Any, layers: str) -> Any:
+            if layers == run.execution.layers:
+                return params
+            return jax.jit(
+                lambda tree: restack(tree, run.execution.layers),
+                out_shardings=plan.shardings.params,
+            )(params)
+
+        def target(layers: str) -> Any:
+            return {"params": _target(run, plan, layers).params}
+
+        return self._newest(target, lambda tree, layers: convert(tree["params"], layers))
+
+    def _newest(
+        self, target: Callable[[str], Any], convert: Callable[[Any, str], Any]
+    ) -> Restored | None:
+        """Reads the newest step that can be verified, moving those aside that cannot."""
+        damaged: dict[int, str] = {}
         for step in reversed(self.steps):
             try:
-                record = self._read_record(step)
-                target = _target(run, plan, record["layers"])
-                state = self._read_state(step, record, target)
+                record = self._manager.restore(
+                    step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
+                ).record
+                tree = self._read(step, record, target(record["layers"]))
             except _MismatchError as error:
                 raise CheckpointError(
                     f"checkpoint {self._folder / str(step)} holds another state than the run: "
                     f"{error}; use the config it was saved with, or another Run.folder"
                 ) from error
             except Exception as error:  # anything a damaged file can cause in the readers
-                quarantined[step] = f"{type(error).__name__}: {error}".splitlines()[0]
-                self._quarantine(step)
+                damaged[step] = f"{type(error).__name__}: {error}".splitlines()[0]
+                self._set_aside(step)
                 continue
-            return Restored(_convert(state, run, plan, record["layers"]), record, quarantined)
-        if quarantined:
+            return Restored(convert(tree, record["layers"]), record, step, damaged)
+        if damaged:
+            moved = f" They were moved to {self._quarantine}." if self._is_writer else ""
             raise CheckpointError(
-                f"no checkpoint in {self._folder} could be verified ({quarantined}); they were "
-                f"moved to {self._folder.parent / QUARANTINE}. Start over with another Run.folder"
+                f"no checkpoint in {self._folder} could be verified: {damaged}.{moved} "
+                "Start over with another Run.folder"
             )
         return None
 
-    def _read_record(self, step: int) -> dict[str, Any]:
-        args = ocp.args.Composite(record=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=args).record
-
-    def _read_state(self, step: int, record: dict[str, Any], target: TrainState) -> TrainState:
-        wanted = {
-            path: [list(leaf.shape), str(leaf.dtype)]
-            for path, leaf in _named_leaves(target).items()
-        }
-        _compare(record["arrays"], wanted)
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        state = self._manager.restore(step, args=args).state
-        sums = tree_checksums(state)
-        damaged = [path for path, value in record["checksums"].items() if sums[path] != value]
+    def _read(self, step: int, record: dict[str, Any], target: Any) -> Any:
+        """Reads the arrays of a target and verifies them."""
+        wanted = _describe(target)
+        saved = record["arrays"]
+        if isinstance(target, TrainState):
+            _compare(saved, wanted)
+        else:  # a part of the state
+            _compare({path: saved[path] for path in saved.keys() & wanted.keys()}, wanted)
+        restore = ocp.args.PyTreeRestore(
+            item=target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            partial_restore=not isinstance(target, TrainState),
+        )
+        tree = self._manager.restore(step, args=ocp.args.Composite(state=restore)).state
+        sums = tree_checksums(tree)
+        damaged = [path for path, value in sums.items() if record["checksums"][path] != value]
         if damaged:
             raise CheckpointError(f"checksums differ for {damaged}")
-        return state
+        return tree
 
-    def _quarantine(self, step: int) -> None:
-        """Moves a step aside; left in place it would make orbax skip later saves in silence."""
-        place = self._folder.parent / QUARANTINE
-        place.mkdir(exist_ok=True)
-        taken = sum(1 for path in place.iterdir() if path.name.split(".")[0] == str(step))
-        (self._folder / str(step)).rename(place / f"{step}.{taken}")
+    @property
+    def _quarantine(self) -> Path:
+        return self._folder.parent / QUARANTINE
+
+    def _set_aside(self, step: int) -> None:
+        """Moves a step away; left in place it would make orbax skip later saves in silence."""
+        if not self._is_writer:
+            return
+        self._quarantine.mkdir(exist_ok=True)
+        taken = sum(path.name.split(".")[0] == str(step) for path in self._quarantine.iterdir())
+        (self._folder / str(step)).rename(self._quarantine / f"{step}.{taken}")
         self._manager.reload()
+
+    def _empty_trash(self) -> None:
+        shutil.rmtree(self._folder / _TRASH, ignore_errors=True)
 
     def _failed(self, error: Exception) -> CheckpointError:
         return CheckpointError(
@@ -212,9 +273,12 @@ class _MismatchError(Exception):
     """A checkpoint's arrays are not those of the run."""
 
 
-def _named_leaves(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+def _describe(tree: Any) -> dict[str, list]:
+    """Shape and dtype of every array of a pytree, as JSON."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): [list(leaf.shape), str(leaf.dtype)]
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
 
 
 def _compare(saved: dict[str, list], wanted: dict[str, list]) -> None:

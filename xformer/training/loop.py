@@ -145,7 +145,7 @@ class _Trainer:
         """Takes over a restored state, or makes one."""
         if restored:
             self.state = restored.state
-            self.step = self.saved_step = int(restored.state.step)
+            self.step = self.saved_step = restored.step
             self.progress = Progress(**restored.record["progress"])
             for step, reason in restored.quarantined.items():
                 self.log.event("quarantined", step, reason=reason)

@@ -3,17 +3,17 @@
 import dataclasses
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from flax.core import meta
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from xformer import partitioning
 from xformer.layers.stack import restack
-from xformer.models.build import build
+from xformer.models.build import Module, build
 from xformer.training.config import Run
 
 INIT, DROPOUT, SAMPLE = range(3)
@@ -47,7 +47,7 @@ class Blueprint:
         axes: Logical axes of every array of the state, as `PartitionSpec`s of axis names.
     """
 
-    module: nn.Module
+    module: Module
     optimizer: optax.GradientTransformation
     mesh: Mesh
     shapes: TrainState
@@ -120,7 +120,7 @@ def create_state(plan: Blueprint, seed: int) -> TrainState:
 
     def init(key: PRNGKeyArray) -> TrainState:
         ids = jnp.zeros((1, 2), jnp.int32)
-        params = nn.meta.unbox(plan.module.init(key, ids)["params"])
+        params = meta.unbox(plan.module.init(key, ids)["params"])
         return TrainState(jnp.zeros((), jnp.int32), params, plan.optimizer.init(params))
 
     make = jax.jit(init, out_shardings=plan.shardings)
@@ -154,11 +154,11 @@ def _per_layer(optimizer: optax.GradientTransformation) -> optax.GradientTransfo
     return optax.GradientTransformation(init, update)
 
 
-def _abstract_params(module: nn.Module) -> tuple[Any, Any]:
+def _abstract_params(module: Module) -> tuple[Any, Any]:
     """Shapes and logical axes of a module's parameters."""
     ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     boxed = jax.eval_shape(module.init, jax.random.key(0), ids)["params"]
-    return nn.meta.unbox(boxed), partitioning.axis_names(boxed)
+    return meta.unbox(boxed), partitioning.axis_names(boxed)
 
 
 def _check_mesh(run: Run, mesh: Mesh) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -12,6 +11,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from xformer import partitioning
 from xformer.losses import LossSums
+from xformer.models.build import Module
 from xformer.objectives import NextToken
 from xformer.partitioning import ShardedFunction
 from xformer.training.config import Run
@@ -81,7 +81,7 @@ def train_step(
     batch: Batch,
     key: PRNGKeyArray,
     *,
-    module: nn.Module,
+    module: Module,
     objective: NextToken,
     optimizer: optax.GradientTransformation,
     learning_rate: optax.Schedule,
@@ -176,7 +176,7 @@ def eval_step(
     params: Any,
     batch: Batch,
     *,
-    module: nn.Module,
+    module: Module,
     objective: NextToken,
     fields: tuple[str, ...] = (),
 ) -> EvalResult:

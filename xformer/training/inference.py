@@ -1,0 +1,53 @@
+"""A run's model, ready to be used."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from xformer import partitioning
+from xformer.tokenization.xglm import XGLMTokenizer
+from xformer.training.checkpoints import CheckpointError, CheckpointStore
+from xformer.training.config import Run
+from xformer.training.folder import RunFolder
+from xformer.training.state import Blueprint, blueprint
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """The newest verified checkpoint of a run.
+
+    Attributes:
+        run: The run.
+        plan: Its blueprint.
+        params: The parameters, in the run's layer mode.
+        tokenizer: The run's tokenizer.
+        step: Steps the checkpoint had taken.
+    """
+
+    run: Run
+    plan: Blueprint
+    params: Any
+    tokenizer: XGLMTokenizer
+    step: int
+
+
+def load_trained(run: Run) -> TrainedModel:
+    """Reads the model of a run folder; a process that is still training there is not disturbed.
+
+    Args:
+        run: The run, as its folder's config.gin describes it.
+
+    Returns:
+        The model.
+
+    Raises:
+        FileNotFoundError: if the folder is no run folder.
+        CheckpointError: if it holds no checkpoint that can be verified.
+    """
+    folder = RunFolder(run.folder)
+    plan = blueprint(run, partitioning.make_mesh(run.mesh))
+    with CheckpointStore(folder.checkpoints) as store:
+        restored = store.restore_params(run, plan)
+    if restored is None:
+        raise CheckpointError(f"{folder.path} holds no checkpoint yet; train it first")
+    tokenizer = XGLMTokenizer.from_pretrained(folder.tokenizer)
+    return TrainedModel(run, plan, restored.state, tokenizer, restored.step)
