@@ -149,6 +149,12 @@ def test_flags_take_gin_values_and_may_replace_a_whole_part(configs):
     assert run.validation is None and run.steps == 3  # what only these used is no mistake now
 
 
+def test_macros_are_replaced_inside_containers(configs):
+    text = RUN + "low = 0.5\nToyRun.rates = {'a': %low, 'b': 1}\nToyRun.prompts = (%word, 'x')\n"
+    run = load_text(configs, text + "word = 'w'\n").run
+    assert run.rates == {"a": 0.5, "b": 1.0} and run.prompts == ("w", "x")
+
+
 def test_scopes_inherit_as_in_gin(configs):
     text = RUN.replace("data = @train/ToyData()", "data = @train/deep/ToyData()")
     text += "train/ToyData.mix = (@ToyData(),)\ntrain/deep/ToyData.shuffle = True\n"
@@ -227,9 +233,11 @@ def test_loads_do_not_influence_each_other(configs):
     assert load_toy() == alone
 
 
-def test_no_gin_state_is_left(configs):
-    gin.parse_config("leftover = 1")
-    load_toy()
+def test_no_gin_state_is_taken_or_left(configs):
+    gin.register("ToyModel")(Model)
+    gin.parse_config("ToyModel.heads = 4")
+    gin.finalize()
+    assert load_toy().run == BUILT
     assert gin.config_str() == "" and gin.operative_config_str() == ""
     assert not gin.config_is_locked()
     with pytest.raises(ValueError, match="must divide"):

@@ -266,8 +266,7 @@ def _unique(bindings: Sequence[Binding]) -> dict[str, Binding]:
 
 
 def _shown(path: Path) -> str:
-    absolute = Path.cwd() / path
-    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else path)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 # Building with gin.
