@@ -138,9 +138,12 @@ def test_fingerprint_tells_models_and_special_tokens_apart(tokenizer, folder):
 
 def test_clean_up_joins_punctuation(folder):
     text = "a . b ? do n't"
-    assert XGLMTokenizer.from_pretrained(folder).decode(
-        XGLMTokenizer.from_pretrained(folder).encode(text, add_special_tokens=False)
-    ) == text
+    assert (
+        XGLMTokenizer.from_pretrained(folder).decode(
+            XGLMTokenizer.from_pretrained(folder).encode(text, add_special_tokens=False)
+        )
+        == text
+    )
     _change_config(folder, clean_up_tokenization_spaces=True)
     tokenizer = XGLMTokenizer.from_pretrained(folder)
     ids = tokenizer.encode(text, add_special_tokens=False)

@@ -98,10 +98,8 @@ def _decode(record: bytes | None, dtype: np.dtype, length: int, pad_id: int) -> 
 
 
 def _fill_up(share: Batch | None, padding: Batch, size: int) -> Batch:
-    """Puts rows of padding behind the rows of the last batch.
-
-    What workers give lies in shared memory; the result is a copy that belongs to the caller.
-    """
+    """Returns a share with rows of padding behind those of the last batch, in memory of its own."""
+    # What workers give lies in shared memory, hence the copy.
     missing = size if share is None else size - len(share["input_ids"])
     filled = {}
     for name, row in padding.items():

@@ -104,9 +104,10 @@ class Request:
         options = grain.MultiprocessingOptions(
             num_workers=self.workers, per_worker_buffer_size=ahead
         )
-        return dataset.to_iter_dataset(
+        ordered = dataset.to_iter_dataset(
             grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead)
-        ).mp_prefetch(options, worker_init_fn=partial(_start_worker, os.getpid()))
+        )
+        return ordered.mp_prefetch(options, worker_init_fn=partial(_start_worker, os.getpid()))
 
 
 @runtime_checkable

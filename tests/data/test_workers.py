@@ -1,0 +1,56 @@
+import os
+import signal
+
+import pytest
+
+_PROGRAM = """
+import sys, time
+from xformer.data.pipeline import PreparedData, TextData, open_batches
+
+if __name__ == "__main__":
+    kind, prepared, corpus, tokenizer = sys.argv[1:]
+    if kind == "prepared":
+        config = PreparedData(prepared, workers=2)
+    else:
+        config = TextData((corpus,), tokenizer, 64, workers=2)
+    for i, batch in enumerate(open_batches(config, batch_size=8, seed=0)):
+        if i == 3:
+            print("running", flush=True)
+        time.sleep(0.01)
+"""
+
+
+@pytest.fixture(params=["prepared", "text"])
+def trainer(request, tmp_path, programs, prepared_folder, corpus_file, tokenizer_folder):
+    """A program that reads batches with two workers, and its workers."""
+    path = tmp_path / "trainer.py"
+    path.write_text(_PROGRAM)
+    process = programs.start(path, request.param, prepared_folder, corpus_file, tokenizer_folder)
+    try:
+        assert process.stdout.readline() == "running\n"
+        workers = [pid for pid in programs.members(process.pid) if _is_worker(pid)]
+        assert len(workers) == 2
+        yield process, workers
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _is_worker(pid):
+    with open(f"/proc/{pid}/cmdline") as file:
+        return "spawn_main" in file.read()
+
+
+def test_killed_trainer_leaves_no_process(trainer, programs):
+    process, _ = trainer
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert programs.wait_for(lambda: not programs.members(process.pid), 10)
+
+
+def test_killed_worker_ends_the_trainer(trainer, programs):
+    process, workers = trainer
+    os.kill(workers[0], signal.SIGKILL)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 1 and "terminated unexpectedly with exit code -9" in output
+    assert programs.wait_for(lambda: not programs.members(process.pid), 10)
