@@ -34,7 +34,8 @@ class TokenEmbedding(nn.Module):
 
     def __call__(self, ids_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Looks up vectors. An id outside the table gives NaN, never another token's vector."""
-        return jnp.take(self.embedding, ids_BT, axis=0, mode="fill").astype(self.dtype)
+        rows_BTD = self.embedding.at[ids_BT].get(mode="fill", wrap_negative_indices=False)
+        return rows_BTD.astype(self.dtype)
 
     def attend(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Scores of every token for each hidden state, in float32."""
