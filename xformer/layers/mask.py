@@ -33,7 +33,7 @@ class Mask:
             key_length: Number of keys, S.
 
         Returns:
-            An array of shape (B or 1, 1, T, S), or None if everything may be read.
+            An array that broadcasts to (B, 1, T, S), or None if everything may be read.
         """
         parts = []
         if self.causal:
