@@ -1,0 +1,48 @@
+"""Dropout: the rate, the scale, and no randomness without a key."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xformer.layers.dropout import dropout, split_key
+
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_drops_at_its_rate_and_scales_the_rest(rate):
+    x = jnp.full((100, 200), 3.0)
+    y = np.asarray(dropout(x, rate, KEY))
+    kept = y != 0.0
+    np.testing.assert_allclose(y[kept], 3.0 / (1.0 - rate), rtol=1e-6)
+    deviation = np.sqrt(rate * (1.0 - rate) / x.size)
+    assert abs(kept.mean() - (1.0 - rate)) < 5 * deviation
+    assert 0 < kept.mean(axis=0).std() < 0.1  # drawn for each element
+
+
+@pytest.mark.parametrize("rate, key", [(0.5, None), (0.0, KEY)])
+def test_dropout_leaves_alone_without_key_or_rate(rate, key):
+    x = jnp.arange(4.0)
+    assert dropout(x, rate, key) is x
+
+
+def test_dropout_of_everything_is_zero():
+    np.testing.assert_array_equal(dropout(jnp.ones(5), 1.0, KEY), np.zeros(5))
+
+
+def test_dropout_keeps_the_dtype():
+    assert dropout(jnp.ones(5, jnp.bfloat16), 0.3, KEY).dtype == jnp.bfloat16
+
+
+def test_dropout_depends_on_the_key_alone():
+    x = jnp.ones(64)
+    same, other = dropout(x, 0.5, jax.random.key(0)), dropout(x, 0.5, jax.random.key(1))
+    np.testing.assert_array_equal(dropout(x, 0.5, KEY), same)
+    assert (same != other).any()
+
+
+def test_split_key_gives_distinct_keys_or_none():
+    assert split_key(None, 3) == [None, None, None]
+    keys = split_key(KEY, 3)
+    assert len({jax.random.key_data(key).tobytes() for key in [KEY, *keys]}) == 4

@@ -1,0 +1,169 @@
+"""Linear, normalisation, token table and feed-forward against NumPy."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xformer.layers.embedding import TokenEmbedding
+from xformer.layers.feedforward import ACTIVATIONS, feed_forward
+from xformer.layers.linear import Linear
+from xformer.layers.norm import layer_norm
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def apply(module, params, *inputs, **options):
+    """`module.apply` on NumPy arrays."""
+    params, inputs = jax.tree.map(jnp.asarray, (params, inputs))
+    return module.apply({"params": params}, *inputs, **options)
+
+
+def axes_of(module, *inputs):
+    variables = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    return nn.get_partition_spec(variables)["params"]
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 5), (2, 3, 5)])
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_linear_is_a_matrix_product(shape, use_bias):
+    x, kernel, bias = normal(*shape), normal(5, 4), normal(4)
+    params = {"kernel": kernel, "bias": bias} if use_bias else {"kernel": kernel}
+    y = apply(Linear(4, ("embed", "mlp"), use_bias=use_bias), params, x)
+    np.testing.assert_allclose(y, x @ kernel + bias * use_bias, rtol=1e-5, atol=1e-6)
+
+
+def test_linear_parameters_are_named_and_float32():
+    module = Linear(4, ("embed", "mlp"), dtype=jnp.dtype("bfloat16"))
+    assert axes_of(module, normal(2, 5)) == {
+        "kernel": jax.sharding.PartitionSpec("embed", "mlp"),
+        "bias": jax.sharding.PartitionSpec("mlp"),
+    }
+    variables = jax.jit(module.init)(jax.random.key(0), normal(2, 5))
+    params = nn.meta.unbox(variables)["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    assert not params["bias"].any() and params["kernel"].any()
+    without = axes_of(Linear(4, ("embed", "mlp"), use_bias=False), normal(2, 5))
+    assert set(without) == {"kernel"}
+
+
+def test_linear_accumulates_in_its_output_dtype():
+    x, kernel = normal(3, 512), normal(512, 4)
+    module = Linear(4, ("embed", "vocab"), False, jnp.dtype("bfloat16"), jnp.dtype("float32"))
+    y = apply(module, {"kernel": kernel}, x)
+    plain = apply(module.clone(output_dtype=None), {"kernel": kernel}, x)
+    x, kernel = (np.asarray(jnp.asarray(a, jnp.bfloat16), np.float64) for a in (x, kernel))
+    assert y.dtype == jnp.float32 and plain.dtype == jnp.bfloat16
+    np.testing.assert_allclose(y, x @ kernel, rtol=1e-4, atol=1e-4)
+
+
+def test_layer_norm_keeps_its_digits_at_a_large_mean():
+    x = 1000.0 + normal(4, 64)
+    scale, bias = normal(64), normal(64)
+    module = layer_norm(epsilon=1e-5, dtype=jnp.dtype("float32"), name="norm")
+    y = apply(module, {"scale": scale, "bias": bias}, x)
+    exact = np.asarray(x, np.float64)
+    centred = exact - exact.mean(-1, keepdims=True)
+    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * scale + bias
+    np.testing.assert_allclose(y, expected, atol=5e-4)  # float32 has 6e-5 at 1000
+
+
+def test_layer_norm_has_its_epsilon_dtype_and_axes():
+    module = layer_norm(epsilon=4.0, dtype=jnp.dtype("bfloat16"), name="norm")
+    params = {"scale": np.ones(2, np.float32), "bias": np.zeros(2, np.float32)}
+    y = apply(module, params, np.array([[-2.0, 2.0]], np.float32))
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(y.astype(jnp.float32), [[-(0.5**0.5), 0.5**0.5]], rtol=4e-3)
+    embed = jax.sharding.PartitionSpec("embed")
+    assert axes_of(module, normal(1, 2)) == {"scale": embed, "bias": embed}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_token_embedding_looks_up_rows(dtype):
+    table = normal(7, 4)
+    ids = np.array([[6, 0]])
+    y = apply(TokenEmbedding(7, 4, jnp.dtype(dtype)), {"embedding": table}, ids)
+    assert y.dtype == dtype
+    np.testing.assert_array_equal(y, table[ids].astype(dtype))
+
+
+@pytest.mark.parametrize("wrong", [7, 100, -1, -7, -100])
+def test_token_embedding_of_no_token_is_nan(wrong):
+    y = apply(TokenEmbedding(7, 4), {"embedding": normal(7, 4)}, np.array([[3, wrong]]))
+    assert np.isfinite(y[0, 0]).all() and np.isnan(y[0, 1]).all()
+
+
+@pytest.mark.parametrize("dtype, rtol", [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_token_embedding_scores_in_float32(dtype, rtol):
+    table, x = normal(7, 64), normal(2, 3, 64)
+    module = TokenEmbedding(7, 64, jnp.dtype(dtype))
+    y = apply(module, {"embedding": table}, x, method="attend")
+    assert y.dtype == jnp.float32
+    np.testing.assert_allclose(y, x @ table.T, rtol=rtol, atol=rtol * 8)
+
+
+REFERENCE_ACTIVATIONS = {
+    "gelu": lambda x: 0.5 * x * (1.0 + math.erf(x / math.sqrt(2.0))),
+    "gelu_new": lambda x: (
+        0.5 * x * (1.0 + math.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+    ),
+    "relu": lambda x: max(x, 0.0),
+    "silu": lambda x: x / (1.0 + math.exp(-x)),
+    "swish": lambda x: x / (1.0 + math.exp(-x)),
+    "tanh": math.tanh,
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation_is_its_formula(name):
+    x = np.linspace(-6, 6, 97, dtype=np.float32)
+    expected = [REFERENCE_ACTIVATIONS[name](float(value)) for value in x]
+    np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(x)), expected, atol=2e-6)
+
+
+class FeedForward(nn.Module):
+    rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, x_BTD, key=None):
+        return feed_forward(
+            x_BTD,
+            width=6,
+            activation="relu",
+            names=("up", "down"),
+            dropout_rate=self.rate,
+            dtype=jnp.dtype("float32"),
+            kernel_init=nn.initializers.normal(1.0),
+            key=key,
+        )
+
+
+def test_feed_forward_is_two_projections_around_an_activation():
+    params = {
+        "up": {"kernel": normal(4, 6), "bias": normal(6)},
+        "down": {"kernel": normal(6, 4), "bias": normal(4)},
+    }
+    x = normal(2, 3, 4)
+    hidden = np.maximum(x @ params["up"]["kernel"] + params["up"]["bias"], 0.0)
+    expected = hidden @ params["down"]["kernel"] + params["down"]["bias"]
+    plain = apply(FeedForward(), params, x)
+    np.testing.assert_allclose(plain, expected, rtol=1e-5, atol=1e-5)
+    # With the second projection an identity the dropped hidden units are seen one by one.
+    params["down"] = {"kernel": np.eye(6, 4, dtype=np.float32), "bias": np.zeros(4, np.float32)}
+    dropped = apply(FeedForward(0.5), params, x, jax.random.key(0))
+    is_zero = np.isclose(dropped, 0.0)
+    np.testing.assert_allclose(dropped, np.where(is_zero, 0.0, 2.0 * hidden[..., :4]), rtol=1e-5)
+    assert 0 < (is_zero & (hidden[..., :4] > 0)).sum() < is_zero.size
+
+
+def test_feed_forward_names_its_axes():
+    axes = axes_of(FeedForward(), normal(1, 1, 4))
+    assert axes["up"]["kernel"] == jax.sharding.PartitionSpec("embed", "mlp")
+    assert axes["down"]["kernel"] == jax.sharding.PartitionSpec("mlp", "embed")
