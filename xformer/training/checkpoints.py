@@ -78,6 +78,8 @@ class CheckpointStore:
                 preservation_policy=preservation_policy.LatestN(keep),
                 todelete_subdir=_TRASH,
                 create=False,
+                # Made in the background, a folder that cannot be made is noticed only by a timeout.
+                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             ),
             item_names=("state", "record"),
         )
@@ -114,7 +116,7 @@ class CheckpointStore:
             "checksums": tree_checksums(state),
         }
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), record=ocp.args.JsonSave({**record, **verified})
+            state=ocp.args.PyTreeSave(state), record=ocp.args.JsonSave({**record, **verified})
         )
         try:
             accepted = self._manager.save(step, args=args)
@@ -214,7 +216,7 @@ class CheckpointStore:
                     f"{error}; use the config it was saved with, or another Run.folder"
                 ) from error
             except Exception as error:  # anything a damaged file can cause in the readers
-                damaged[step] = f"{type(error).__name__}: {error}".splitlines()[0]
+                damaged[step] = _brief(error)
                 self._set_aside(step)
                 continue
             return Restored(convert(tree, record["layers"]), record, step, damaged)
@@ -264,7 +266,7 @@ class CheckpointStore:
 
     def _failed(self, error: Exception) -> CheckpointError:
         return CheckpointError(
-            f"a checkpoint could not be written to {self._folder} ({error}); earlier ones are "
+            f"a checkpoint could not be written to {self._folder} ({_brief(error)}); earlier ones are "
             "untouched. Free space or change Run.folder, then start again"
         )
 
@@ -279,6 +281,12 @@ def _describe(tree: Any) -> dict[str, list]:
         jax.tree_util.keystr(path, simple=True, separator="/"): [list(leaf.shape), str(leaf.dtype)]
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
     }
+
+
+def _brief(error: Exception) -> str:
+    """An error on one line: the libraries below print whole arrays."""
+    line = f"{type(error).__name__}: {error}".splitlines()[0]
+    return line if len(line) <= 200 else line[:199] + "…"
 
 
 def _compare(saved: dict[str, list], wanted: dict[str, list]) -> None:
@@ -313,4 +321,4 @@ def _convert(state: TrainState, run: Run, plan: Blueprint, layers: str) -> Train
             opt_state = restack(opt_state, run.execution.layers)
         return TrainState(state.step, restack(state.params, run.execution.layers), opt_state)
 
-    return jax.jit(convert, out_shardings=plan.shardings, donate_argnums=0)(state)
+    return jax.jit(convert, out_shardings=plan.shardings)(state)

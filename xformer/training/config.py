@@ -65,8 +65,8 @@ class Run:
         checkpoints: When state is saved.
         sample_prompts: Prompts to continue after the last step.
         sample_tokens: Tokens of a continuation.
-        nonfinite_limit: The run stops after this many steps in a row whose loss or gradient is
-            not finite; such steps leave the state as it was.
+        nonfinite_limit: The run stops after this many steps in a row whose loss, gradient or
+            update is not finite; such steps leave the state as it was.
     """
 
     model: ModelConfig

@@ -31,7 +31,7 @@ class StepMetrics:
         tokens: Number of scored tokens.
         gradient_norm: Global norm of the gradient, before clipping.
         learning_rate: Learning rate of the step.
-        finite: Whether loss and gradient were finite; if not, the step changed nothing.
+        finite: Whether loss, gradient and update were finite; if not, the step changed nothing.
     """
 
     loss: Float[Array, ""]
@@ -124,9 +124,9 @@ def train_step(
     count = jnp.maximum(sums.tokens, 1.0)
     grads = jax.tree.map(lambda g: g / count, grads)
     norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(sums.loss) & jnp.isfinite(norm)
-
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    sizes = jnp.stack([sums.loss, norm, optax.tree.norm(updates)])
+    finite = jnp.isfinite(sizes).all()
     params = optax.apply_updates(state.params, updates)
     params, opt_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old),

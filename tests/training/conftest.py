@@ -1,0 +1,89 @@
+"""A small corpus, and runs on it that take milliseconds a step."""
+
+import dataclasses
+import json
+import pydoc_data.topics
+from pathlib import Path
+
+import pytest
+
+from xformer.data.pipeline import PreparedData
+from xformer.data.prepare import PrepareOptions, prepare
+from xformer.layers.execution import Execution
+from xformer.layers.heads import CausalLM
+from xformer.models.xglm import XGLMConfig
+from xformer.objectives import NextToken
+from xformer.optim import AdamW, Cosine
+from xformer.partitioning import MeshConfig
+from xformer.training.config import Checkpoints, Run
+from xformer.training.runlog import read_metrics
+
+TOKENIZER = Path(__file__).parents[1] / "tokenization" / "fixtures" / "xglm"
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """Prepared folders `train` and `validation`, of rows of 32 tokens."""
+    folder = tmp_path_factory.mktemp("corpus")
+    texts = [text for _, text in sorted(pydoc_data.topics.topics.items())]
+    for name, part in (("train", texts[4:16]), ("validation", texts[:3])):
+        source = folder / f"{name}.jsonl"
+        source.write_text("".join(json.dumps({"text": text[:3000]}) + "\n" for text in part))
+        options = PrepareOptions(length=32)
+        prepare([str(source)], TOKENIZER, folder / name, options=options, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vocabulary(corpus):
+    """Number of tokens of the corpus's tokenizer."""
+    manifest = json.loads((corpus / "train" / "manifest.json").read_text())
+    return manifest["tokenizer"]["vocab_size"]
+
+
+@pytest.fixture
+def make_run(corpus, vocabulary, tmp_path):
+    """Makes a small run with dropout, validation and two checkpoints; keywords replace fields."""
+
+    def make(**fields):
+        base = Run(
+            model=XGLMConfig(
+                vocab_size=vocabulary,
+                max_position_embeddings=32,
+                d_model=16,
+                ffn_dim=32,
+                num_layers=2,
+                attention_heads=2,
+            ),
+            head=CausalLM(),
+            objective=NextToken(z_loss=1e-4),
+            train_data=PreparedData(str(corpus / "train")),
+            optimizer=AdamW(Cosine(1e-2, warmup_steps=2)),
+            steps=12,
+            batch_size=8,
+            folder=str(tmp_path / "run"),
+            validation_data=PreparedData(str(corpus / "validation")),
+            execution=Execution(),
+            mesh=MeshConfig(),
+            log_every_steps=1,
+            eval_every_steps=5,
+            eval_batches=2,
+            checkpoints=Checkpoints(every_steps=5, keep=2),
+        )
+        return dataclasses.replace(base, **fields)
+
+    return make
+
+
+@pytest.fixture
+def curve():
+    """Reads the losses of a run folder as exact text, by kind and step."""
+
+    def read(folder):
+        return {
+            (record["kind"], record["step"]): float(record["loss"]).hex()
+            for record in read_metrics(folder)
+            if record["kind"] in ("train", "validation")
+        }
+
+    return read

@@ -1,0 +1,239 @@
+"""Checkpoints: exact, verified, and never the reason that a run is lost."""
+
+import dataclasses
+import functools
+import json
+import os
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xformer import partitioning
+from xformer.layers.execution import Execution
+from xformer.optim import SGD, Adafactor, AdamW
+from xformer.partitioning import MeshConfig
+from xformer.training.checkpoints import CheckpointError, CheckpointStore
+from xformer.training.fingerprint import tree_checksums
+from xformer.training.state import blueprint, create_state
+
+# orbax abandons coroutines when reading fails; their complaints are about the damage made here.
+abandons_coroutines = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@functools.cache
+def fresh_state(model, optimizer, execution, run):
+    return create_state(plan_of(run.value), seed=0)
+
+
+class Unhashed:
+    """Hides a value from a cache whose other arguments decide the result."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __eq__(self, other):
+        return True
+
+    def __hash__(self):
+        return 0
+
+
+def initial_state(run):
+    return fresh_state(run.model, run.optimizer, run.execution, Unhashed(run))
+
+
+def plan_of(run, mesh=None):
+    return blueprint(run, partitioning.make_mesh(mesh or run.mesh))
+
+
+@pytest.fixture
+def run(make_run):
+    return make_run()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "run" / "checkpoints"
+
+
+def save_steps(folder, run, steps, keep=5):
+    """Saves a different state at each step, and returns the checksums of each."""
+    fresh = initial_state(run)
+    saved = {}
+    with CheckpointStore(folder, keep) as store:
+        for step in steps:
+            params = jax.tree.map(lambda leaf, step=step: leaf + step, fresh.params)
+            state = dataclasses.replace(fresh, step=jnp.int32(step), params=params)
+            store.save(step, state, run.execution.layers, {"note": step})
+            saved[step] = tree_checksums(state)
+    return saved
+
+
+def restore(folder, run, mesh=None):
+    with CheckpointStore(folder, 5) as store:
+        return store.restore(run, plan_of(run, mesh))
+
+
+def largest_file(folder):
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def test_restore_gives_the_newest_state_bit_for_bit(folder, run):
+    saved = save_steps(folder, run, [3, 7])
+    restored = restore(folder, run)
+    assert restored.step == 7 and restored.record["note"] == 7 and not restored.quarantined
+    assert tree_checksums(restored.state) == saved[7]
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 4, 2), (2, 2, 2)])
+def test_restore_onto_another_mesh_is_exact(folder, run, mesh):
+    saved = save_steps(folder, run, [3])
+    config = MeshConfig(*mesh)
+    restored = restore(folder, run, config)
+    assert tree_checksums(restored.state) == saved[3]
+    kernel = restored.state.params["model"]["layers"]["0"]["fc1"]["kernel"]
+    assert kernel.sharding.mesh.shape == dict(zip(("data", "fsdp", "tensor"), mesh, strict=True))
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(1e-3), Adafactor(1e-3)])
+@pytest.mark.parametrize("saved_as, wanted", [("loop", "scan"), ("scan", "loop")])
+def test_checkpoints_do_not_depend_on_the_layer_mode(folder, run, optimizer, saved_as, wanted):
+    run = dataclasses.replace(run, optimizer=optimizer, execution=Execution(layers=saved_as))
+    save_steps(folder, run, [0])
+    other = dataclasses.replace(run, execution=Execution(layers=wanted))
+    restored = restore(folder, other)
+    fresh = initial_state(other)
+    assert jax.tree.all(jax.tree.map(np.array_equal, restored.state, fresh))
+
+
+def test_parameters_alone_are_restored_beside_a_writer(folder, run):
+    saved = save_steps(folder, run, [3])
+    before = sorted(p.name for p in folder.iterdir())
+    with CheckpointStore(folder) as store:
+        restored = store.restore_params(run, plan_of(run))
+    got = {f"params/{path}": value for path, value in tree_checksums(restored.state).items()}
+    assert got and got.items() <= saved[3].items()
+    assert sorted(p.name for p in folder.iterdir()) == before
+
+
+def test_only_the_newest_are_kept_and_nothing_is_left_in_the_trash(folder, run):
+    save_steps(folder, run, [1, 2, 3, 4], keep=2)
+    assert sorted(p.name for p in folder.iterdir()) == ["3", "4"]
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(bytes(content))
+
+
+DAMAGE = {
+    "flipped bit": flip_a_bit,
+    "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "emptied": lambda path: os.truncate(path, 0),
+    "deleted": lambda path: path.unlink(),
+}
+
+
+@abandons_coroutines
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_step_is_set_aside_and_the_one_before_is_used(folder, run, damage):
+    saved = save_steps(folder, run, [3, 7])
+    DAMAGE[damage](largest_file(folder / "7" / "state"))
+    with CheckpointStore(folder, 5) as store:
+        restored = store.restore(run, plan_of(run))
+        assert restored.step == 3 and list(restored.quarantined) == [7]
+        assert tree_checksums(restored.state) == saved[3]
+        store.save(7, restored.state, "loop", {})  # orbax alone would refuse an older step
+    assert restore(folder, run).step == 7
+    assert [p.name for p in (folder.parent / "quarantine").iterdir()] == ["7.0"]
+
+
+@abandons_coroutines
+def test_no_flipped_bit_passes_as_the_saved_state(folder, run):
+    saved = save_steps(folder, run, [3, 7])
+    files = [p for p in (folder / "7" / "state").rglob("d/*") if p.is_file()]
+    caught = 0
+    for path in files:
+        content = path.read_bytes()
+        flip_a_bit(path)
+        with CheckpointStore(folder) as store:
+            restored = store.restore(run, plan_of(run))
+        # Some of the files hold nothing that is read.
+        assert tree_checksums(restored.state) == saved[restored.step], path
+        caught += restored.step == 3
+        path.write_bytes(content)
+    assert caught
+    assert restore(folder, run).step == 7
+
+
+@abandons_coroutines
+@pytest.mark.parametrize("item", ["state/_METADATA", "state/manifest.ocdbt", "record/metadata"])
+def test_damaged_metadata_is_caught(folder, run, item):
+    save_steps(folder, run, [3, 7])
+    path = folder / "7" / item
+    path.write_bytes(path.read_bytes()[:7])
+    assert restore(folder, run).step == 3
+
+
+def test_a_step_without_its_commit_file_does_not_count(folder, run):
+    save_steps(folder, run, [3, 7])
+    (folder / "7" / "commit_success.txt").unlink()
+    (folder / "9").mkdir()
+    (folder / "note.txt").write_text("stray")
+    assert restore(folder, run).step == 3
+
+
+@abandons_coroutines
+def test_no_step_is_no_state_and_no_good_step_is_an_error(folder, run):
+    assert restore(folder, run) is None
+    save_steps(folder, run, [3])
+    flip_a_bit(largest_file(folder / "3" / "state"))
+    with pytest.raises(CheckpointError, match="no checkpoint in .* could be verified.*quarantine"):
+        restore(folder, run)
+
+
+def test_another_models_checkpoint_is_refused_with_a_list_and_stays(folder, run):
+    save_steps(folder, run, [3])
+    wider = dataclasses.replace(run, model=dataclasses.replace(run.model, ffn_dim=64))
+    with pytest.raises(CheckpointError, match=r"fc1/bias is \[\[32\], 'float32'\], the run has"):
+        restore(folder, wider)
+    other = dataclasses.replace(run, optimizer=SGD(1e-2))
+    with pytest.raises(CheckpointError, match="is not in the run"):
+        restore(folder, other)
+    assert (folder / "3").is_dir()
+
+
+def test_another_dtype_is_refused(folder, run):
+    save_steps(folder, run, [3])
+    record = folder / "3" / "record" / "metadata"
+    content = json.loads(record.read_text())
+    path = "params/model/layer_norm/scale"
+    content["arrays"][path][1] = "bfloat16"
+    record.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=rf"{path} is .*bfloat16.*float32"):
+        restore(folder, run)
+
+
+def test_an_older_step_is_not_skipped_in_silence(folder, run):
+    save_steps(folder, run, [7])
+    with CheckpointStore(folder, 5) as store:
+        with pytest.raises(CheckpointError, match="step 3 was not saved.*newer"):
+            store.save(3, initial_state(run), "loop", {})
+
+
+@abandons_coroutines
+def test_a_failed_write_is_an_error_and_leaves_earlier_steps(folder, run):
+    saved = save_steps(folder, run, [3])
+    store = CheckpointStore(folder, 5)
+    shutil.move(folder, folder.with_name("away"))
+    folder.write_text("a file where the folder was")
+    with pytest.raises(CheckpointError, match="could not be written.*Run.folder"):
+        store.save(7, initial_state(run), "loop", {})
+        store.close()
+    folder.unlink()
+    shutil.move(folder.with_name("away"), folder)
+    assert tree_checksums(restore(folder, run).state) == saved[3]
