@@ -109,7 +109,7 @@ def as_svg(draw: Draw, title: str) -> str:
     Returns:
         The element, as wide as its place on the page.
     """
-    plain = {"format": "svg", "transparent": True, "metadata": {"Date": None}}
+    plain = {"format": "svg", "transparent": True}
     text = _render(draw, _STAND_INS, (5.0, 3.1), plain).decode()
     svg = text[text.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
