@@ -202,6 +202,8 @@ def test_position_is_restored_with_other_processes_and_workers(
     kind = "text" if isinstance(config, TextData) else "prepared"
     other = _config(kind, prepared_folder, corpus_file, tokenizer_folder, workers=1)
     _same(_take(other, 3, start=state), whole[6:])
+    share = _take(config, 3, start=state, process_index=1, process_count=4)
+    _same(share, [{name: batch[name][1::4] for name in NAMES} for batch in whole[6:]])
 
 
 def test_long_document_is_continued_after_a_restart(tmp_path, tokenizer_folder, texts, write_rows):
@@ -359,12 +361,14 @@ def test_shards_damaged_later_are_named(damaged, damage, workers):
     batches.close()
 
 
-def test_text_changed_later_is_named(tmp_path, corpus_file, tokenizer_folder):
-    path = tmp_path / "rows.jsonl"
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.txt"])
+def test_text_changed_later_is_named(tmp_path, corpus_file, tokenizer_folder, name):
+    path = tmp_path / name
     path.write_bytes(Path(corpus_file).read_bytes())
-    batches = open_batches(TextData((str(path),), tokenizer_folder, 64), batch_size=2, seed=0)
+    config = TextData((str(path),), tokenizer_folder, 64, text_split="line")
+    batches = open_batches(config, batch_size=2, seed=0)
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(OSError, match=r"cannot read document \d+ of .*rows\.jsonl again"):
+    with pytest.raises(OSError, match=r"cannot read document \d+ of .*rows\.\w+ again"):
         for _ in range(1000):
             next(batches)
 

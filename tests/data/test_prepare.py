@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import json
+import os
 import shutil
 import signal
 import textwrap
@@ -249,8 +250,12 @@ def test_killed_preparation_leaves_no_corpus_and_no_workers(
     process = programs.start(program, source, tokenizer_folder, str(out), "2", "0")
     assert programs.wait_for(lambda: list(tmp_path.glob(".out.building/part-*")))
     process.send_signal(signal.SIGKILL)
+    process.wait()
+    ended = programs.wait_for(lambda: not programs.members(process.pid), 10)
+    for pid in programs.members(process.pid):
+        os.kill(pid, signal.SIGKILL)
     process.communicate()
-    assert programs.wait_for(lambda: not programs.members(process.pid), 10)
+    assert ended
     assert not out.exists()
     options = PrepareOptions(length=64, shard_bytes=100_000)
     prepare([source], tokenizer_folder, out, options=options, workers=1)

@@ -32,7 +32,8 @@ def trainer(request, tmp_path, programs, prepared_folder, corpus_file, tokenizer
         assert len(workers) == 2
         yield process, workers
     finally:
-        process.kill()
+        for pid in programs.members(process.pid):
+            os.kill(pid, signal.SIGKILL)
         process.communicate()
 
 
