@@ -23,8 +23,8 @@ class MeanLoss:
 
     def add(self, nll_sum: float, tokens: float) -> None:
         """Adds a batch's sums."""
-        self.nll_sum += float(nll_sum)
-        self.tokens += float(tokens)
+        self.nll_sum += nll_sum
+        self.tokens += tokens
 
     @property
     def loss(self) -> float:

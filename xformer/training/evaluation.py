@@ -50,7 +50,7 @@ def evaluate(
     def settle(count: int) -> None:
         while len(pending) > count:
             sums = jax.device_get(pending.pop(0))
-            total.add(sums.nll, sums.tokens)
+            total.add(float(sums.nll), float(sums.tokens))
 
     batches = open_eval_batches(run, data)
     try:

@@ -1,0 +1,242 @@
+"""The loop: what is logged, when it stops, what a second call does with an earlier one."""
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+from xformer.data.pipeline import PreparedData, TextData
+from xformer.layers.execution import Execution
+from xformer.optim import AdamW, Constant, Cosine
+from xformer.partitioning import MeshConfig
+from xformer.training.checkpoints import CheckpointError
+from xformer.training.config import Checkpoints
+from xformer.training.folder import RunFolder
+from xformer.training.loop import NonFiniteError, train
+from xformer.training.runlog import read_metrics
+
+FRACTIONS = ("input_wait_fraction", "checkpoint_fraction", "log_fraction")
+
+
+def records(folder, kind):
+    return [record for record in read_metrics(folder) if record["kind"] == kind]
+
+
+def events(folder):
+    return [record["event"] for record in records(folder, "event")]
+
+
+def status(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Where one uninterrupted run is, made by the first test that asks."""
+    return tmp_path_factory.mktemp("finished")
+
+
+@pytest.fixture
+def reference(make_run, finished, curve):
+    """The losses of an uninterrupted run."""
+    run = make_run(folder=str(finished / "run"))
+    if not (finished / "run").exists():
+        train(run, plain=True)
+    return curve(finished / "run")
+
+
+def test_a_run_leaves_its_records(make_run, tmp_path):
+    prompts = ("The", "def f(")
+    run = make_run(sample_prompts=prompts, sample_tokens=4)
+    outcome = train(run, {"config.gin": "text"}, plain=True)
+    folder = tmp_path / "run"
+    assert (outcome.status, outcome.step, outcome.already_finished) == ("finished", 12, False)
+    steps = records(folder, "train")
+    assert [record["step"] for record in steps] == list(range(1, 13))
+    assert all(0 <= record[key] < 1 for record in steps for key in FRACTIONS)
+    assert steps[-1]["loss"] < steps[0]["loss"] and steps[-1]["skipped"] == 0
+    tokens = [record["tokens"] for record in steps]
+    assert tokens == sorted(set(tokens)) and tokens[-1] <= 12 * 8 * 32
+    validation = records(folder, "validation")
+    assert [record["step"] for record in validation] == [0, 5, 10, 12]
+    assert validation[-1]["loss"] < validation[0]["loss"]
+    assert validation[0]["unigram_perplexity"] > 1
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert [sample["prompt"] for sample in samples] == list(prompts)
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert provenance["seed"] == 0 and provenance["packages"]["jax"]
+    assert (folder / "config.gin").read_text() == "text"
+    names = ("report.html", "loss.png", "tensorboard", "tokenizer", "checkpoints")
+    assert all((folder / name).exists() for name in names)
+    assert sorted(os.listdir(folder / "checkpoints")) == ["10", "12"]
+
+
+def test_a_finished_run_is_left_alone(make_run, reference, finished):
+    before = (finished / "run" / "metrics.jsonl").read_bytes()
+    outcome = train(make_run(folder=str(finished / "run")), plain=True)
+    assert outcome.already_finished and outcome.step == 12
+    assert (finished / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_same_run_twice_gives_the_same_bits(make_run, reference, tmp_path, curve):
+    train(make_run(), plain=True)
+    assert curve(tmp_path / "run") == reference
+
+
+def test_how_often_it_logs_and_evaluates_changes_nothing(make_run, reference, tmp_path, curve):
+    rare = make_run(log_every_steps=4, eval_every_steps=0, checkpoints=Checkpoints(100))
+    train(rare, plain=True)
+    losses = curve(tmp_path / "run")
+    assert set(losses) == {("validation", 0), ("validation", 12)} | {
+        ("train", step) for step in (1, 4, 8, 12)
+    }
+    assert losses.items() <= reference.items()
+
+
+@pytest.mark.parametrize(
+    "change", [{"execution": Execution(layers="scan")}, {"execution": Execution(remat="full")}]
+)
+def test_how_it_is_computed_hardly_changes_the_losses(make_run, reference, tmp_path, curve, change):
+    train(make_run(**change), plain=True)
+    losses = curve(tmp_path / "run")
+    ours, theirs = (
+        np.array([float.fromhex(c[key]) for key in sorted(reference)]) for c in (losses, reference)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def stop_at(folder, step, number=signal.SIGTERM):
+    """Sends a signal to this process once a step is in the log."""
+
+    def watch():
+        while not stopped.wait(0.002):
+            log = folder / "metrics.jsonl"
+            if log.exists() and f'"train", "step": {step},' in log.read_text():
+                os.kill(os.getpid(), number)
+                return
+
+    stopped = threading.Event()
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return lambda: (stopped.set(), thread.join())
+
+
+def test_sigterm_saves_and_the_next_call_goes_on(make_run, reference, tmp_path, curve):
+    folder = tmp_path / "run"
+    run = make_run()
+    for step in (3, 7):
+        finish = stop_at(folder, step)
+        outcome = train(run, plain=True)
+        finish()
+        assert outcome.status == "preempted" and outcome.step >= step
+        assert status(folder)["status"] == "preempted" and status(folder)["step"] == outcome.step
+        assert str(outcome.step) in os.listdir(folder / "checkpoints")
+    assert train(run, plain=True).status == "finished"
+    assert curve(folder) == reference
+    assert events(folder).count("resumed") == 2
+
+
+def test_resuming_on_another_mesh_keeps_batches_and_losses(make_run, reference, tmp_path, curve):
+    folder = tmp_path / "run"
+    finish = stop_at(folder, 4)
+    train(make_run(mesh=MeshConfig(data=4, fsdp=2)), plain=True)
+    finish()
+    train(make_run(mesh=MeshConfig(data=2, fsdp=2, tensor=2)), plain=True)
+    losses = curve(folder)
+    keys = sorted(reference)
+    ours, theirs = (np.array([float.fromhex(c[key]) for key in keys]) for c in (losses, reference))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    tokens = [record["tokens"] for record in records(folder, "train")]
+    assert tokens == sorted(set(tokens))
+
+
+def test_nonfinite_steps_change_nothing_and_end_the_run(make_run, tmp_path):
+    folder = tmp_path / "run"
+    run = make_run(optimizer=AdamW(1e38, clip_norm=None), nonfinite_limit=3)
+    with pytest.raises(NonFiniteError, match=r"3 steps in a row.*learning_rate"):
+        train(run, plain=True)
+    assert status(folder)["status"] == "failed"
+    bad = [record for record in records(folder, "event") if record["event"] == "nonfinite"]
+    assert [record["step"] for record in bad] == [1, 2, 3]
+    assert all(record["data_state"] for record in bad)
+    assert not [name for name in os.listdir(folder / "checkpoints") if name.isdigit()]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"seed": 1}, "seed was 0 and is now 1"),
+        ({"batch_size": 16}, "batch_size was 8 and is now 16"),
+        ({"optimizer": AdamW(Cosine(2e-2, warmup_steps=2))}, "learning_rate.peak was 0.01"),
+        ({"steps": 24}, "steps was 12 and is now 24"),
+    ],
+)
+def test_another_run_does_not_go_on_in_the_same_folder(
+    make_run, reference, finished, change, message
+):
+    with pytest.raises(ValueError, match=message):
+        train(make_run(folder=str(finished / "run"), **change), plain=True)
+
+
+def test_steps_may_be_added_where_the_rate_does_not_depend_on_them(make_run, tmp_path):
+    run = make_run(optimizer=AdamW(Constant(1e-2)), steps=4)
+    finish = stop_at(tmp_path / "run", 2)
+    train(run, plain=True)
+    finish()
+    assert train(dataclasses.replace(run, steps=6), plain=True).step == 6
+
+
+def test_other_data_is_refused_on_resume(make_run, corpus, tmp_path):
+    finish = stop_at(tmp_path / "run", 2)
+    train(make_run(), plain=True)
+    finish()
+    other = make_run(train_data=PreparedData(str(corpus / "validation")))
+    with pytest.raises(ValueError, match="holds a run with other settings: data"):
+        train(other, plain=True)
+
+
+def test_a_lost_checkpoint_folder_is_not_a_fresh_start(make_run, tmp_path):
+    finish = stop_at(tmp_path / "run", 2)
+    train(make_run(), plain=True)
+    finish()
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        path.rename(tmp_path / path.name)
+    with pytest.raises(CheckpointError, match="but holds no checkpoint.*Run.folder"):
+        train(make_run(), plain=True)
+
+
+def test_the_run_lock_keeps_a_second_process_out(make_run, tmp_path):
+    with RunFolder(tmp_path / "run"):
+        with pytest.raises(ValueError, match="another process is training in .*Run.folder"):
+            train(make_run(), plain=True)
+    train(make_run(steps=3), plain=True)
+
+
+def test_an_unusable_folder_is_refused_before_training(make_run, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="Run.folder must name a writable folder"):
+        train(make_run(folder=str(tmp_path / "file" / "run")), plain=True)
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(make_run, tmp_path):
+    run = make_run()
+    small = dataclasses.replace(run.model, vocab_size=100)
+    with pytest.raises(ValueError, match=r"XGLMConfig.vocab_size=100; the model needs"):
+        train(dataclasses.replace(run, model=small), plain=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_on_raw_text_resumes_exactly(make_run, corpus, tmp_path, curve):
+    tokenizer = str(corpus / "train" / "tokenizer")
+    data = TextData((str(corpus / "train.jsonl"),), tokenizer, 32)
+    run = make_run(train_data=data, validation_data=None)
+    train(dataclasses.replace(run, folder=str(tmp_path / "whole")), plain=True)
+    finish = stop_at(tmp_path / "run", 5)
+    train(run, plain=True)
+    finish()
+    train(run, plain=True)
+    assert curve(tmp_path / "run") == curve(tmp_path / "whole")
