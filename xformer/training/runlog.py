@@ -5,6 +5,7 @@
 finite is written as null, because JSON has no other word for it.
 """
 
+import importlib
 import json
 import math
 import os
@@ -43,6 +44,7 @@ class RunLog:
         """
         self._folder = Path(folder)
         self._total_steps = total_steps
+        importlib.import_module("tensorboardX")  # about a second: part of the start, of no step
         with _naming_run_folder(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             _repair(self._folder / METRICS)
