@@ -99,11 +99,15 @@ def test_unknown_command_is_refused_with_a_suggestion(word, hint, capsys):
     assert error.startswith(f"error: there is no command {word!r}; ") and hint in error
 
 
-@pytest.mark.parametrize("argv", [["--nonesuch"], ["toy", "--nonesuch"], ["toy", "--siz", "3"]])
+@pytest.mark.parametrize(
+    "argv",
+    [["--nonesuch"], ["toy", "--gin_file=a", "--nonesuch"], ["toy", "--gin_file=a", "--siz", "3"]],
+)
 def test_unknown_option_exits_2(command, argv, capsys):
     with pytest.raises(SystemExit) as stop:
         main(argv)
     assert stop.value.code == 2
+    assert "unrecognized arguments: --" in capsys.readouterr().err
     assert command.seen == []
 
 
