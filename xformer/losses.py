@@ -46,7 +46,7 @@ def cross_entropy(
 
     Args:
         logits_BTV: Scores; computed on in float32.
-        labels_BT: Token ids, or `IGNORED`.
+        labels_BT: Token ids, or `IGNORED`; any other number gives NaN.
         z_loss: Factor of log(Z)^2, which keeps the normaliser near one (Chowdhery et al., 2022,
             section 5).
         label_smoothing: Share of the target spread evenly over the vocabulary (Szegedy et al.,
@@ -58,6 +58,7 @@ def cross_entropy(
     logits_BTV = logits_BTV.astype(jnp.float32)
     weights_BT = (labels_BT != IGNORED).astype(jnp.float32)
     ids_BT = jnp.where(labels_BT == IGNORED, 0, labels_BT)
+    ids_BT = jnp.where(ids_BT < 0, logits_BTV.shape[-1], ids_BT)  # else they count from the end
     log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     target_BT = jnp.take_along_axis(logits_BTV, ids_BT[..., None], axis=-1, mode="fill")[..., 0]
     nll_BT = log_z_BT - target_BT
