@@ -5,6 +5,7 @@ import json
 import pydoc_data.topics
 from pathlib import Path
 
+import jax
 import pytest
 
 from xformer.data.pipeline import PreparedData
@@ -87,3 +88,20 @@ def curve():
         }
 
     return read
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Equal programs are compiled once for all tests of this folder, and for processes they start."""
+    folder = str(tmp_path_factory.mktemp("compiled"))
+    settings = {
+        "jax_compilation_cache_dir": folder,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)

@@ -1,0 +1,169 @@
+"""Runs killed at random moments, through the command line, against one that was not."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from xformer.training.runlog import read_metrics
+from xformer.training.signals import EXIT_PREEMPTED
+
+STEPS = 200
+KILLS = 10
+
+CONFIG = """
+Run.model = @XGLMConfig()
+XGLMConfig.vocab_size = {vocabulary}
+XGLMConfig.max_position_embeddings = 32
+XGLMConfig.d_model = 32
+XGLMConfig.ffn_dim = 64
+XGLMConfig.num_layers = 2
+XGLMConfig.attention_heads = 2
+Run.head = @heads.CausalLM()
+Run.objective = @NextToken()
+Run.optimizer = @AdamW()
+AdamW.learning_rate = 3e-3
+Run.train_data = @train/PreparedData()
+train/PreparedData.path = "{corpus}/train"
+Run.validation_data = @validation/PreparedData()
+validation/PreparedData.path = "{corpus}/validation"
+Run.steps = {steps}
+Run.batch_size = 8
+Run.eval_every_steps = 40
+Run.eval_batches = 2
+Run.log_every_steps = 1
+Run.folder = "{folder}"
+Run.checkpoints = @Checkpoints()
+Checkpoints.every_steps = 10
+"""
+
+
+@pytest.fixture
+def start(corpus, vocabulary, compilation_cache, tmp_path):
+    """Starts `xformer train` on a run folder; returns the process."""
+    environment = {
+        **{key: value for key, value in os.environ.items() if key != "XLA_FLAGS"},
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": compilation_cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    processes = []
+
+    def start(folder, steps=STEPS):
+        gin_file = tmp_path / f"{folder.name}.gin"
+        gin_file.write_text(
+            CONFIG.format(vocabulary=vocabulary, corpus=corpus, folder=folder, steps=steps)
+        )
+        command = [sys.executable, "-m", "xformer.cli.main", "train", "--gin_file", str(gin_file)]
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            kill(process)
+
+
+def kill(process):
+    process.kill()
+    process.communicate()
+
+
+def finish(process):
+    """Waits for a process that must succeed."""
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+def newest_step(folder):
+    log = folder / "metrics.jsonl"
+    text = log.read_text() if log.exists() else ""
+    lines = [line for line in text.splitlines()[-8:] if '"kind": "train"' in line]
+    return max((int(line.split('"step": ')[1].split(",")[0]) for line in lines), default=0)
+
+
+def wait_until(condition, process, timeout_s=120.0):
+    end = time.monotonic() + timeout_s
+    while not condition() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.001)
+
+
+def every_loss(folder):
+    """All losses that were ever logged, as (kind, step, bits), replayed steps included."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return {
+        (record["kind"], record["step"], float(record["loss"]).hex())
+        for record in records
+        if record["kind"] in ("train", "validation")
+    }
+
+
+def final_checksums(folder):
+    record = json.loads((folder / "checkpoints" / str(STEPS) / "record" / "metadata").read_text())
+    return record["checksums"]
+
+
+def test_ten_kills_change_no_bit(start, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finish(start(whole))
+    draw = random.Random(20261121)
+    for kill in range(KILLS):
+        process = start(killed)
+        if kill % 3 == 2:  # at any time: start-up, restoring, compiling, the first steps
+            time.sleep(draw.uniform(0.1, 5.0))
+        else:  # while it trains, evaluates or saves
+            target = newest_step(killed) + draw.randint(2, 2 * STEPS // KILLS)
+            wait_until(lambda: newest_step(killed) >= target, process)  # noqa: B023
+            time.sleep(draw.uniform(0.0, 0.05))
+        kill(process)
+    assert newest_step(killed) < STEPS, "the kills came too late to mean anything"
+    finish(start(killed))
+    assert every_loss(killed) == every_loss(whole)
+    assert final_checksums(killed) == final_checksums(whole)
+    resumed = [r for r in read_metrics(killed) if r["kind"] == "event" and r["event"] == "resumed"]
+    assert len(resumed) >= KILLS // 2
+
+
+def test_a_kill_while_saving_leaves_the_step_before(start, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finish(start(whole, steps=60))
+
+    def saving():
+        steps = killed / "checkpoints"
+        folders = [p for p in steps.iterdir() if p.name.isdigit()] if steps.exists() else []
+        return any(not (p / "commit_success.txt").exists() for p in folders if int(p.name) > 10)
+
+    for _ in range(3):
+        process = start(killed, steps=60)
+        wait_until(saving, process)
+        kill(process)
+    finish(start(killed, steps=60))
+    assert every_loss(killed) == every_loss(whole)
+
+
+@pytest.mark.parametrize("phase", ["starting up", "training"])
+def test_sigterm_exits_with_the_documented_code_and_the_run_can_go_on(start, tmp_path, phase):
+    folder = tmp_path / "run"
+    process = start(folder, steps=60)
+    log = folder / "metrics.jsonl"
+    if phase == "starting up":
+        wait_until(lambda: log.exists() and "started" in log.read_text(), process)
+    else:
+        wait_until(lambda: newest_step(folder) >= 5, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == EXIT_PREEMPTED == 75, output[-3000:]
+    assert "give the same command to go on" in output
+    assert "finished at step 60" in finish(start(folder, steps=60))
+    assert "nothing to do" in finish(start(folder, steps=60))
