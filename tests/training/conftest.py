@@ -92,7 +92,7 @@ def curve():
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Equal programs are compiled once for all tests of this folder, and for processes they start."""
+    """Equal programs are compiled once for all tests here, and for processes they start."""
     folder = str(tmp_path_factory.mktemp("compiled"))
     settings = {
         "jax_compilation_cache_dir": folder,
