@@ -12,6 +12,8 @@ __version__ = "0.1.0"
 # Public name -> the module that it comes from. The import below shows the same names to type
 # checkers and editors.
 _HOMES = {
+    "CausalLM": "layers.heads",
+    "Execution": "layers.execution",
     "FlaxBaseModelOutput": "outputs",
     "FlaxBaseModelOutputWithNoAttention": "outputs",
     "FlaxBaseModelOutputWithPast": "outputs",
@@ -37,10 +39,26 @@ _HOMES = {
     "FlaxSequenceClassifierOutput": "outputs",
     "FlaxTokenClassifierOutput": "outputs",
     "ModelOutput": "outputs",
+    "Sampling": "generation.sampling",
+    "XGLMConfig": "models.xglm",
+    "XGLMForCausalLM": "models.xglm",
+    "XGLMModel": "models.xglm",
+    "XGLMTokenizer": "tokenization.xglm",
+    "build": "models.build",
+    "generate": "generation.decode",
 }
 
 if TYPE_CHECKING:
+    from xformer.generation.decode import generate as generate
+    from xformer.generation.sampling import Sampling as Sampling
+    from xformer.layers.execution import Execution as Execution
+    from xformer.layers.heads import CausalLM as CausalLM
+    from xformer.models.build import build as build
+    from xformer.models.xglm import XGLMConfig as XGLMConfig
+    from xformer.models.xglm import XGLMForCausalLM as XGLMForCausalLM
+    from xformer.models.xglm import XGLMModel as XGLMModel
     from xformer.outputs import *  # noqa: F403
+    from xformer.tokenization.xglm import XGLMTokenizer as XGLMTokenizer
 
 __all__ = ["__version__", *_HOMES]
 

@@ -1,0 +1,42 @@
+"""The README's code runs, its run file builds, its commands exist."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from xformer.cli.main import COMMANDS
+from xformer.configurables import load
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+
+
+def blocks(language, containing=""):
+    return [text for name, text in BLOCKS if name == language and containing in text]
+
+
+def test_the_python_runs_as_written():
+    (code,) = blocks("python")
+    scope = {}
+    exec(compile(code, "README.md", "exec"), scope)
+    assert scope["out"].logits.shape == (1, 1, 1000)
+    assert int(scope["out"].past_key_values.length) == 5
+
+
+def test_the_run_file_builds_with_the_mesh_that_is_offered(tmp_path):
+    (run_file,) = blocks("", "Run.steps")
+    (mesh,) = blocks("", 'include "mesh/')
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    path = tmp_path / "configs" / "runs" / "first.gin"
+    path.write_text(mesh + run_file)
+    run = load(path, ["Run.accumulation_steps=8"]).run
+    assert run.model.vocab_size == 32000 and run.mesh.tensor == 2
+
+
+@pytest.mark.parametrize(
+    "line", re.findall(r"^\.venv/bin/xformer (.*)$", "\n".join(blocks("")), re.M)
+)
+def test_the_commands_exist(line):
+    assert line.split()[0] in COMMANDS
