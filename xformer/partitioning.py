@@ -19,6 +19,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 MeshAxes = tuple[str, ...]
+MESH_AXES = ("data", "fsdp", "tensor")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,20 @@ class Rules:
     act_heads: MeshAxes = ("tensor",)
     act_mlp: MeshAxes = ("tensor",)
     act_vocab: MeshAxes = ("tensor",)
+
+    def __post_init__(self) -> None:
+        """Checks the names.
+
+        Raises:
+            ValueError: naming the key.
+        """
+        for field in dataclasses.fields(self):
+            axes = getattr(self, field.name)
+            if not set(axes) <= set(MESH_AXES) or len(set(axes)) < len(axes):
+                raise ValueError(
+                    f"Rules.{field.name} must hold mesh axes, each at most once, out of "
+                    f"{MESH_AXES}, got {axes}"
+                )
 
 
 @dataclass(frozen=True)
@@ -93,7 +108,7 @@ class MeshConfig:
                 f"the mesh axes data={self.data}, fsdp={self.fsdp}, tensor={self.tensor} must "
                 f"multiply to the {device_count} devices; set MeshConfig.data, fsdp or tensor"
             )
-        return {"data": data, "fsdp": self.fsdp, "tensor": self.tensor}
+        return dict(zip(MESH_AXES, (data, self.fsdp, self.tensor), strict=True))
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
