@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from xformer.training.runlog import RunLog, read_metrics
+from xformer.training.runlog import RunLog, read_metrics, read_samples
 
 
 def train_record(step, **changes):
@@ -266,3 +266,15 @@ def test_import_loads_neither_rich_nor_tensorboard_nor_jax():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_samples_read_back_are_the_newest_one_for_each_prompt(tmp_path):
+    assert read_samples(tmp_path) == []
+    with RunLog(tmp_path, total_steps=4, plain=True) as log:
+        log.samples(2, [{"prompt": "a", "continuation": "old"}])
+        log.samples(4, [{"prompt": "a", "continuation": "1"}, {"prompt": "b", "continuation": "2"}])
+        log.samples(4, [{"prompt": "a", "continuation": "1"}, {"prompt": "b", "continuation": "2"}])
+    with (tmp_path / "samples.jsonl").open("a") as file:
+        file.write('{"torn')
+    read = [(one["step"], one["prompt"], one["continuation"]) for one in read_samples(tmp_path)]
+    assert read == [(4, "a", "1"), (4, "b", "2")]

@@ -10,6 +10,7 @@ The run folder (Run.folder) then holds metrics.jsonl, TensorBoard events, checkp
 """
 
 import argparse
+from pathlib import Path
 
 from xformer.cli.main import add_gin_arguments
 
@@ -36,10 +37,34 @@ def run(args: argparse.Namespace) -> int:
     texts = {"config.gin": loaded.config_text, "operative.gin": loaded.operative_text}
     outcome = train(loaded.run, texts, plain=True if args.plain else None)
     folder = loaded.run.folder
-    if outcome.already_finished:
-        print(f"{folder} is finished ({outcome.step:,} steps): nothing to do")
-    elif outcome.status == "preempted":
+    if outcome.status == "preempted":
         print(f"stopped and saved at step {outcome.step:,}; give the same command to go on")
         return EXIT_PREEMPTED
-    print(f"run folder: {folder}\nreport: {folder}/report.html\nloss curve: {folder}/loss.png")
+    if outcome.already_finished:
+        print(f"{folder} is finished ({outcome.step:,} steps): nothing to do")
+    print("\n".join(summary(folder)))
     return 0
+
+
+def summary(folder: str) -> list[str]:
+    """What a finished run came to.
+
+    Args:
+        folder: The run folder.
+
+    Returns:
+        Lines: validation perplexity before and after, samples, and where everything is.
+    """
+    from xformer.training.runlog import read_metrics, read_samples
+
+    lines = [""]
+    scores = [record for record in read_metrics(folder) if record["kind"] == "validation"]
+    if scores:
+        first, last = scores[0]["perplexity"], scores[-1]["perplexity"]
+        lines.append(f"validation perplexity: {first:,.1f} before, {last:,.1f} after")
+        if baseline := scores[-1].get("unigram_perplexity"):
+            lines.append(f"unigram baseline:      {baseline:,.1f} ({baseline / last:.1f} x ours)")
+    for sample in read_samples(folder):
+        lines += ["", f"{sample['prompt']}|{sample['continuation']}"]
+    places = {"run folder": "", "report": "report.html", "loss curve": "loss.png"}
+    return [*lines, "", *(f"{name + ':':12}{Path(folder) / file}" for name, file in places.items())]

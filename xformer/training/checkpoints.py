@@ -266,8 +266,8 @@ class CheckpointStore:
 
     def _failed(self, error: Exception) -> CheckpointError:
         return CheckpointError(
-            f"a checkpoint could not be written to {self._folder} ({_brief(error)}); earlier ones are "
-            "untouched. Free space or change Run.folder, then start again"
+            f"a checkpoint could not be written to {self._folder} ({_brief(error)}); earlier "
+            "ones are untouched. Free space or change Run.folder, then start again"
         )
 
 

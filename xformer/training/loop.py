@@ -217,9 +217,9 @@ class _Trainer:
             )
         if progress.skipped_in_a_row >= self.run.nonfinite_limit:
             raise NonFiniteError(
-                f"the loss, gradient or update was not finite in {progress.skipped_in_a_row} steps in a "
-                f"row, up to step {self.step}; the weights are those from before. Lower the "
-                "optimizer's learning_rate or clip_norm, or raise Run.nonfinite_limit"
+                f"the loss, gradient or update was not finite in {progress.skipped_in_a_row} "
+                f"steps in a row, up to step {self.step}; the weights are those from before. "
+                "Lower the optimizer's learning_rate or clip_norm, or raise Run.nonfinite_limit"
             )
         due = self.step % self.run.log_every_steps == 0 or self.step == self.run.steps
         if due or self.step == 1:

@@ -14,7 +14,7 @@ from typing import Any
 
 from xformer.files import write_atomic
 from xformer.training.console import duration
-from xformer.training.runlog import SAMPLES, read_metrics
+from xformer.training.runlog import read_metrics, read_samples
 
 REPORT = "report.html"
 LOSS_PICTURE = "loss.png"
@@ -69,7 +69,7 @@ def write_report(folder: str | Path) -> Path:
         _header(name, status, records),
         _tiles(_headline(train, validation, _total_steps(operative or config))),
         _section("Curves", _figures(curves)),
-        _section("Samples", _samples(_read_lines(folder / SAMPLES))),
+        _section("Samples", _samples(read_samples(folder))),
         _section("Events", _events(events)),
         _section("Configuration", _config(config, operative)),
         _section("Provenance", _table(_flat(_read_json(folder / "provenance.json")))),
@@ -92,11 +92,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError:
         return {"unreadable": path.name}
     return found if isinstance(found, dict) else {"unreadable": path.name}
-
-
-def _read_lines(path: Path) -> Records:
-    whole = _read_text(path).split("\n")[:-1]
-    return [json.loads(line) for line in whole if line.strip()]
 
 
 def _total_steps(config: str) -> int | None:
@@ -163,13 +158,13 @@ def _figures(curves: Sequence[tuple[str, str]]) -> str:
 
 
 def _samples(samples: Records) -> str:
-    last = max((one["step"] for one in samples), default=0)
+    if not samples:
+        return ""
     shown = [
         f"<blockquote><b>{_text(one['prompt'])}</b>{_text(one['continuation'])}</blockquote>"
         for one in samples
-        if one["step"] == last
     ]
-    return f"<p>After step {last:,}; the prompt is bold.</p>{''.join(shown)}" if shown else ""
+    return f"<p>After step {samples[0]['step']:,}; the prompt is bold.</p>{''.join(shown)}"
 
 
 def _events(events: Records) -> str:

@@ -200,6 +200,24 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
     return sorted(records.values(), key=lambda record: record["step"])
 
 
+def read_samples(folder: str | Path) -> list[dict[str, Any]]:
+    """Reads the newest texts that the model of a run produced.
+
+    Args:
+        folder: Run folder.
+
+    Returns:
+        The records of the last step that has any, one for each prompt ("step", "prompt",
+        "continuation"); none if there are no samples yet.
+    """
+    path = Path(folder) / SAMPLES
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    samples = [json.loads(line) for line in lines if line.strip()]
+    last = max((sample["step"] for sample in samples), default=None)
+    # A run killed between its samples and its end writes them again.
+    return list({s["prompt"]: s for s in samples if s["step"] == last}.values())
+
+
 class _EventFile:
     """A TensorBoard event file, written by the calling thread.
 
