@@ -40,6 +40,7 @@ TABLE: Mapping[str, str] = {
     "Execution": "xformer.layers.execution:Execution",
     "MeshConfig": "xformer.partitioning:MeshConfig",
     "Rules": "xformer.partitioning:Rules",
+    "Sampling": "xformer.generation.sampling:Sampling",
     "NextToken": "xformer.objectives:NextToken",
     "PreparedData": "xformer.data.pipeline:PreparedData",
     "TextData": "xformer.data.pipeline:TextData",

@@ -29,13 +29,13 @@ class Sampling:
             ValueError: naming the key.
         """
         if self.temperature < 0.0:
-            raise ValueError(f"temperature must not be negative, got {self.temperature}")
+            raise ValueError(f"Sampling.temperature must not be negative, got {self.temperature}")
         if self.top_k < 0:
-            raise ValueError(f"top_k must not be negative, got {self.top_k}")
+            raise ValueError(f"Sampling.top_k must not be negative, got {self.top_k}")
         if not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+            raise ValueError(f"Sampling.top_p must be in (0, 1], got {self.top_p}")
         if self.temperature == 0.0 and (self.top_k or self.top_p < 1.0):
-            raise ValueError("top_k and top_p need a temperature above 0: greedy never draws")
+            raise ValueError("Sampling.top_k and top_p need a temperature above 0: greedy never draws")
 
     @property
     def greedy(self) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xformer.data.pipeline import PreparedData, TextData
+from xformer.generation.sampling import Sampling
 from xformer.layers.execution import Execution
 from xformer.layers.heads import Head
 from xformer.models.build import ModelConfig, supported_heads
@@ -64,7 +65,8 @@ class Run:
         eval_batches: Batches per evaluation; None for all of the validation data.
         checkpoints: When state is saved.
         sample_prompts: Prompts to continue after the last step.
-        sample_tokens: Tokens of a continuation.
+        sample_tokens: Most tokens of a continuation.
+        sampling: How their tokens are chosen.
         nonfinite_limit: The run stops after this many steps in a row whose loss, gradient or
             update is not finite; such steps leave the state as it was.
     """
@@ -89,6 +91,7 @@ class Run:
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     sample_prompts: tuple[str, ...] = ()
     sample_tokens: int = 48
+    sampling: Sampling = field(default_factory=Sampling)
     nonfinite_limit: int = 3
 
     def __post_init__(self) -> None:

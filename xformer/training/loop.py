@@ -300,6 +300,7 @@ class _Trainer:
             self.tokenizer,
             prompts,
             max_new_tokens=self.run.sample_tokens,
+            sampling=self.run.sampling,
         )
         pairs = zip(prompts, continuations, strict=True)
         self.log.samples(self.step, [{"prompt": p, "continuation": c} for p, c in pairs])
