@@ -119,6 +119,13 @@ def test_parameters_alone_are_restored_beside_a_writer(folder, run):
     assert sorted(p.name for p in folder.iterdir()) == before
 
 
+def test_pruned_steps_do_not_pile_up_while_the_store_is_open(folder, run):
+    with CheckpointStore(folder, keep=1) as store:
+        for step in range(1, 8):
+            store.save(step, initial_state(run), "loop", {})
+        assert len(list((folder / ".trash").glob("*"))) <= 3
+
+
 def test_only_the_newest_are_kept_and_nothing_is_left_in_the_trash(folder, run):
     save_steps(folder, run, [1, 2, 3, 4], keep=2)
     assert sorted(p.name for p in folder.iterdir()) == ["3", "4"]

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -167,3 +168,40 @@ def test_sigterm_exits_with_the_documented_code_and_the_run_can_go_on(start, tmp
     assert "give the same command to go on" in output
     assert "finished at step 60" in finish(start(folder, steps=60))
     assert "nothing to do" in finish(start(folder, steps=60))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of sixteen megabytes."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)]
+    mounted = subprocess.run(command, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(start, small_disk):
+    folder = small_disk / "run"
+    process = start(folder)
+    wait_until(lambda: (folder / "checkpoints" / "10" / "commit_success.txt").exists(), process)
+    filler = small_disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, output[-3000:]
+    assert re.search(r"^error: .*Run\.folder", output, re.MULTILINE), output[-3000:]
+    committed = {p.parent.name for p in folder.glob("checkpoints/*/commit_success.txt")}
+    assert committed
+    filler.unlink()
+    process = start(folder)
+    wait_until(lambda: '"resumed"' in (folder / "metrics.jsonl").read_text(), process)
+    kill(process)
+    resumed = [r for r in read_metrics(folder) if r["kind"] == "event" and r["event"] == "resumed"]
+    assert [str(record["step"]) for record in resumed] == [str(max(map(int, committed)))]

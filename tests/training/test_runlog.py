@@ -255,7 +255,7 @@ def test_full_disk_is_an_error_that_names_the_key(tmp_path):
 
 def test_folder_that_cannot_be_made_is_an_error_that_names_the_key(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotADirectoryError, match="cannot write the run's log in .*Run.folder"):
+    with pytest.raises(NotADirectoryError, match="cannot write the run's records in .*Run.folder"):
         RunLog(tmp_path / "file" / "run", 9, plain=True)
 
 

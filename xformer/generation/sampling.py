@@ -35,7 +35,7 @@ class Sampling:
         if not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"Sampling.top_p must be in (0, 1], got {self.top_p}")
         if self.temperature == 0.0 and (self.top_k or self.top_p < 1.0):
-            raise ValueError("Sampling.top_k and top_p need a temperature above 0: greedy never draws")
+            raise ValueError("Sampling.top_k and top_p need Sampling.temperature above 0")
 
     @property
     def greedy(self) -> bool:

@@ -8,6 +8,7 @@ is tried.
 
 import dataclasses
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,8 @@ class CheckpointStore:
         """
         self._folder = folder.absolute()
         self._is_writer = keep is not None
+        self._cleaner = threading.Thread(target=list)
+        self._cleaner.start()
         if self._is_writer:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._empty_trash()
@@ -110,6 +113,7 @@ class CheckpointStore:
             CheckpointError: if an earlier write failed or this one was not accepted.
         """
         self.check()
+        self._empty_trash()
         verified = {
             "layers": layers,
             "arrays": _describe(state),
@@ -151,6 +155,8 @@ class CheckpointStore:
             self._manager.close()
             if self._is_writer:
                 self._empty_trash()
+                self._cleaner.join()
+                shutil.rmtree(self._folder / _TRASH, ignore_errors=True)
 
     def restore(self, run: Run, plan: Blueprint) -> Restored | None:
         """Reads the newest step that can be verified.
@@ -262,7 +268,13 @@ class CheckpointStore:
         self._manager.reload()
 
     def _empty_trash(self) -> None:
-        shutil.rmtree(self._folder / _TRASH, ignore_errors=True)
+        """Deletes in the background what orbax has moved away, which it never does itself."""
+        trash = self._folder / _TRASH
+        self._cleaner.join()
+        if trash.is_dir():
+            old = list(trash.iterdir())
+            self._cleaner = threading.Thread(target=lambda: [shutil.rmtree(p) for p in old])
+            self._cleaner.start()
 
     def _failed(self, error: Exception) -> CheckpointError:
         return CheckpointError(

@@ -1,9 +1,11 @@
 """The folder of a run: its lock, its status and its resolved config."""
 
+import contextlib
 import fcntl
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,6 +13,28 @@ from typing import Any
 from xformer.files import write_atomic
 
 RUNNING, PREEMPTED, FAILED, FINISHED = "running", "preempted", "failed", "finished"
+
+
+@contextlib.contextmanager
+def naming_run_folder(folder: Path) -> Iterator[None]:
+    """Within it, an error of the file system says what was being done and which key to change.
+
+    Args:
+        folder: The run folder.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OSError: with the errno of the original one.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        what = f"cannot write the run's records in {folder}: {reason}"
+        advice = "free space, or set Run.folder to a folder that can be written"
+        raise OSError(error.errno, f"{what}; {advice}") from error
 
 
 class RunFolder:
@@ -35,13 +59,9 @@ class RunFolder:
             OSError: if the folder cannot be created or written.
             ValueError: if another process holds it.
         """
-        try:
+        with naming_run_folder(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise type(error)(
-                error.errno, f"{error.strerror}; Run.folder must name a writable folder", self.path
-            ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -94,9 +114,10 @@ class RunFolder:
             **details: JSON values to record beside them.
         """
         record = {"status": status, "step": step, "time": time.time(), **details}
-        write_atomic(self.path / "run.json", json.dumps(record, indent=1) + "\n")
+        self.write_texts({"run.json": json.dumps(record, indent=1) + "\n"})
 
     def write_texts(self, texts: dict[str, str]) -> None:
         """Writes small text files by name, each atomically."""
-        for name, text in texts.items():
-            write_atomic(self.path / name, text)
+        with naming_run_folder(self.path):
+            for name, text in texts.items():
+                write_atomic(self.path / name, text)

@@ -11,12 +11,12 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from xformer.training.console import BarConsole, Console, PlainConsole, metrics_line, short
+from xformer.training.folder import naming_run_folder
 
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
@@ -45,7 +45,7 @@ class RunLog:
         self._folder = Path(folder)
         self._total_steps = total_steps
         importlib.import_module("tensorboardX")  # about a second: part of the start, of no step
-        with _naming_run_folder(self._folder):
+        with naming_run_folder(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             _repair(self._folder / METRICS)
             _repair(self._folder / SAMPLES)
@@ -117,7 +117,7 @@ class RunLog:
             OSError: if they cannot be written.
         """
         lines = [json.dumps({"step": step, **one, "time": time.time()}) + "\n" for one in samples]
-        with _naming_run_folder(self._folder):
+        with naming_run_folder(self._folder):
             with (self._folder / SAMPLES).open("a", encoding="utf-8") as file:
                 file.write("".join(lines))
             text = "\n\n".join(f"**{one['prompt']}**{one['continuation']}" for one in samples)
@@ -132,7 +132,7 @@ class RunLog:
             OSError: if what is left cannot be written.
         """
         self._console.close()
-        with _naming_run_folder(self._folder):
+        with naming_run_folder(self._folder):
             self._metrics.close()
             if self._events:
                 self._events.close()
@@ -140,7 +140,7 @@ class RunLog:
     def _write(self, kind: str, record: Mapping[str, Any]) -> dict[str, Any]:
         plain = {key: _json_value(value) for key, value in record.items()}
         written = {"kind": kind, **plain, "time": time.time()}
-        with _naming_run_folder(self._folder):
+        with naming_run_folder(self._folder):
             # One write a line: a kill tears the last line at most.
             self._metrics.write(json.dumps(written, allow_nan=False) + "\n")
             self._metrics.flush()
@@ -152,7 +152,7 @@ class RunLog:
             for key, value in record.items()
             if isinstance(value, int | float) and key not in ("step", "time")
         }
-        with _naming_run_folder(self._folder):
+        with naming_run_folder(self._folder):
             self._event_file(record["step"]).scalars(scalars, record["step"])
 
     def _event_file(self, step: int) -> "_EventFile":
@@ -258,17 +258,6 @@ class _EventFile:
         if time.monotonic() - self._flushed > _FLUSH_EVENTS_S:  # each flush is an fsync
             self._file.flush()
             self._flushed = time.monotonic()
-
-
-@contextmanager
-def _naming_run_folder(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        what = f"cannot write the run's log in {folder}: {reason}"
-        advice = "free space, or set Run.folder to a folder that can be written"
-        raise OSError(error.errno, f"{what}; {advice}") from error
 
 
 def _repair(path: Path) -> None:
