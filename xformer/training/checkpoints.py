@@ -272,8 +272,7 @@ class CheckpointStore:
         trash = self._folder / _TRASH
         self._cleaner.join()
         if trash.is_dir():
-            old = list(trash.iterdir())
-            self._cleaner = threading.Thread(target=lambda: [shutil.rmtree(p) for p in old])
+            self._cleaner = threading.Thread(target=_delete, args=(list(trash.iterdir()),))
             self._cleaner.start()
 
     def _failed(self, error: Exception) -> CheckpointError:
@@ -293,6 +292,11 @@ def _describe(tree: Any) -> dict[str, list]:
         jax.tree_util.keystr(path, simple=True, separator="/"): [list(leaf.shape), str(leaf.dtype)]
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
     }
+
+
+def _delete(folders: list[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _brief(error: Exception) -> str:
