@@ -28,6 +28,7 @@ DIMENSIONS: dict[str, Dimension] = {
     "B": Dimension("batch", None, "act_batch"),
     "T": Dimension("query length, in tokens", None, "act_length"),
     "S": Dimension("key length, in tokens", None, "act_length"),
+    "E": Dimension("encoder length, in tokens", None, "act_length"),
     "D": Dimension("model width", "embed", "act_embed"),
     "N": Dimension("heads", "heads", "act_heads"),
     "H": Dimension("head width", "head_dim", None),
