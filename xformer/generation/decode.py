@@ -63,7 +63,12 @@ def generate(
     Returns:
         The documented struct; `sequences` are the prompts with their continuations, and
         `config.pad_token_id` after an end token.
+
+    Raises:
+        ValueError: if `max_new_tokens` is below 1.
     """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     sampling = sampling or Sampling()
     config, prompt_length = module.config, input_ids.shape[1]
     total = prompt_length + max_new_tokens
