@@ -1,0 +1,202 @@
+"""Generation: recorded continuations, and every way of computing them the same."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import meta
+
+from xformer import partitioning
+from xformer.generation.decode import PROMPT_BUCKET, compiled_generate, generate, left_pad
+from xformer.generation.sampling import Sampling
+from xformer.layers.execution import Execution
+from xformer.layers.heads import CausalLM
+from xformer.layers.stack import restack
+from xformer.models import build
+from xformer.models.xglm import XGLMForCausalLM
+from xformer.outputs import FlaxGreedySearchOutput, FlaxSampleOutput
+from xformer.partitioning import MeshConfig, Rules
+from xformer.pretrained.folder import read_config, read_params
+
+NEW = 6
+PROMPTS = [[45, 12, 78, 60, 59], [43, 107], [9, 10, 101, 113]]
+KEY = jax.random.key(0)
+DRAW = Sampling(1.0, top_k=20, top_p=0.95)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Leaves out the compiler's expensive passes: these programs are small and run once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def model(parity_folder):
+    """A recorded model of 2 layers, and its parameters."""
+    folder = parity_folder / "models" / "xglm_gen"
+    config = read_config(folder)
+    return config, jax.tree.map(jnp.asarray, read_params(folder, config, CausalLM()))
+
+
+@pytest.fixture
+def run(model):
+    """Continues prompts; keywords change the config."""
+
+    def run(prompts=PROMPTS, *, sampling=None, key=KEY, execution=None, **fields):
+        config, params = model
+        module = build(dataclasses.replace(config, **fields), CausalLM(), execution or Execution())
+        ids, mask = left_pad(prompts, config.pad_token_id, multiple=5)
+        params = restack(params, module.execution.layers)
+        made = compiled_generate(module, NEW, sampling or Sampling())(params, ids, mask, key)
+        return np.asarray(made.sequences)
+
+    return run
+
+
+@pytest.mark.parity(id=r"xglm_gen\.(greedy|greedy_no_mask|sample_top_k1)")
+def test_continuation_is_the_recorded_one(parity_case, parity_folder, model):
+    config, params = model
+    inputs = np.load(parity_folder / parity_case["inputs"])
+    expected = np.load(parity_folder / parity_case["expected"])["sequences"]
+    ids = jnp.asarray(inputs["input_ids"], jnp.int32)
+    mask = jnp.asarray(inputs.get("attention_mask", np.ones(ids.shape)), jnp.int32)
+    draws = parity_case["generate_kwargs"]["do_sample"]
+    sampling = Sampling(1.0, top_k=1) if draws else Sampling()
+    new = parity_case["generate_kwargs"]["max_new_tokens"]
+    out = compiled_generate(build(config, CausalLM()), new, sampling)(params, ids, mask, KEY)
+    # The reference stops when all rows have ended; the rest of ours is padding.
+    width = expected.shape[1]
+    np.testing.assert_array_equal(out.sequences[:, :width], expected)
+    assert (out.sequences[:, width:] == config.pad_token_id).all()
+
+
+def test_greedy_is_the_argmax_of_full_forwards(model, run):
+    config, params = model
+    module = build(config, CausalLM())
+    apply = jax.jit(module.apply)
+    sequences = run(eos_token_id=2)
+    for row, prompt in enumerate(PROMPTS):
+        padded = np.zeros((1, len(PROMPTS[0]) + NEW), np.int32)
+        written = list(prompt)
+        for _ in range(NEW):
+            padded[0, : len(written)] = written  # what follows is not read
+            logits = apply({"params": params}, jnp.asarray(padded)).logits
+            written.append(int(logits[0, len(written) - 1].argmax()))
+        assert sequences[row, 5 - len(prompt) :].tolist() == written
+        assert (sequences[row, : 5 - len(prompt)] == config.pad_token_id).all()
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), DRAW], ids=["greedy", "sampled"])
+def test_cache_changes_nothing_but_the_work(run, sampling):
+    with_cache = run(sampling=sampling)
+    np.testing.assert_array_equal(run(sampling=sampling, use_cache=False), with_cache)
+
+
+def test_scanned_layers_write_the_same(run):
+    np.testing.assert_array_equal(run(execution=Execution(layers="scan")), run())
+
+
+def test_prompts_of_a_batch_do_not_touch_one_another(run):
+    together = run(eos_token_id=2)
+    for row, prompt in enumerate(PROMPTS):
+        alone = run([prompt], eos_token_id=2)[0]
+        np.testing.assert_array_equal(together[row], alone)
+
+
+def test_end_token_ends_its_row_alone(model, run):
+    free = run(eos_token_id=2)
+    eos = int(free[1, 5 + 2])
+    ended = run(eos_token_id=eos)
+    for row, tokens in enumerate(free[:, 5:].tolist()):
+        end = tokens.index(eos) + 1 if eos in tokens else NEW
+        expected = tokens[:end] + [model[0].pad_token_id] * (NEW - end)
+        assert ended[row, 5:].tolist() == expected
+    assert (ended != free).any() and (ended[0] == free[0]).all()
+
+
+class Counted(XGLMForCausalLM):
+    """The model with a count of its forward passes."""
+
+    def __call__(self, *args, **kwargs):
+        jax.debug.callback(PASSES.append, 1)
+        return super().__call__(*args, **kwargs)
+
+
+PASSES = []
+
+
+def test_loop_stops_when_every_row_has_ended(model, run):
+    config, params = model
+    first = run([PROMPTS[1]], eos_token_id=2)[0, 5:]
+    for eos, passes in [(int(first[2]), 3), (2, NEW)]:
+        PASSES.clear()
+        module = Counted(dataclasses.replace(config, eos_token_id=eos))
+        ids, mask = left_pad([PROMPTS[1]], config.pad_token_id, multiple=5)
+        jax.block_until_ready(compiled_generate(module, NEW, Sampling())(params, ids, mask, KEY))
+        jax.effects_barrier()
+        assert len(PASSES) == passes
+
+
+def test_sampling_follows_the_key_and_says_so(model, run):
+    one, same = run(sampling=DRAW), run(sampling=DRAW)
+    np.testing.assert_array_equal(one, same)
+    assert (one != run(sampling=DRAW, key=jax.random.key(1))).any()
+    module, (ids, mask) = build(model[0], CausalLM()), left_pad(PROMPTS, 1, multiple=5)
+    for sampling, struct in [(DRAW, FlaxSampleOutput), (Sampling(), FlaxGreedySearchOutput)]:
+        call = functools.partial(compiled_generate(module, NEW, sampling), model[1], ids, mask)
+        assert type(jax.eval_shape(call, KEY)) is struct
+
+
+def test_prompts_of_one_bucket_share_one_program(model):
+    config, params = model
+    module = build(config, CausalLM())
+    generate = compiled_generate(module, 2, Sampling())
+    assert compiled_generate(build(config, CausalLM()), 2, Sampling()) is generate
+    for length in (3, 9, PROMPT_BUCKET):
+        ids, mask = left_pad([[7] * length], config.pad_token_id)
+        assert ids.shape == (1, PROMPT_BUCKET)
+        generate(params, ids, mask, KEY)
+    assert generate._cache_size() == 1
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), DRAW], ids=["greedy", "sampled"])
+def test_sharded_parameters_write_the_same(model, run, sampling):
+    config, params = model
+    module = build(config, CausalLM())
+    mesh = partitioning.make_mesh(MeshConfig(fsdp=4, tensor=2))
+    ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    boxed = jax.eval_shape(module.init, KEY, ids)["params"]
+    rules = Rules(vocab=())  # 131 tokens cannot be halved
+    names = partitioning.axis_names(boxed)
+    params = jax.device_put(params, partitioning.shardings(meta.unbox(boxed), names, mesh, rules))
+    assert len(params["model"]["layers"]["0"]["fc1"]["kernel"].sharding.device_set) == 8
+    ids, mask = left_pad(PROMPTS, config.pad_token_id, multiple=5)
+    out = compiled_generate(module, NEW, sampling)(params, ids, mask, KEY)
+    np.testing.assert_array_equal(out.sequences, run(sampling=sampling))
+
+
+def test_left_pad_makes_a_rectangle():
+    ids, mask = left_pad([[5, 6, 7], [8]], 1, multiple=4)
+    np.testing.assert_array_equal(ids, [[1, 5, 6, 7], [1, 1, 1, 8]])
+    np.testing.assert_array_equal(mask, [[0, 1, 1, 1], [0, 0, 0, 1]])
+    assert ids.dtype == mask.dtype == np.int32
+    assert left_pad([[1] * 33], 1)[0].shape == (1, 64)
+
+
+@pytest.mark.parametrize("prompts", [[], [[]], [[3], []]])
+def test_prompt_without_tokens_is_refused(prompts):
+    with pytest.raises(ValueError, match="every prompt needs at least one token"):
+        left_pad(prompts, 1)
+
+
+@pytest.mark.parametrize("new", [0, -1])
+def test_generating_nothing_is_refused(model, new):
+    config, params = model
+    ids, mask = map(jnp.asarray, left_pad(PROMPTS, config.pad_token_id))
+    with pytest.raises(ValueError, match=f"max_new_tokens must be at least 1, got {new}"):
+        generate(build(config, CausalLM()), params, ids, mask, KEY, max_new_tokens=new)

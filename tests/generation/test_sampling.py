@@ -1,0 +1,110 @@
+"""Which tokens may be drawn, and how often."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xformer.generation.sampling import Sampling, allowed_logits, next_token
+
+PROBABILITIES = np.array([0.10, 0.40, 0.05, 0.25, 0.20])
+LOGITS = jnp.asarray(np.log(PROBABILITIES), jnp.float32) + 3.0
+DRAWS = 20_000
+draw = jax.jit(next_token, static_argnames="sampling")
+
+
+def kept(sampling, probabilities=PROBABILITIES):
+    logits = jnp.log(jnp.asarray([probabilities], jnp.float32))
+    return np.flatnonzero(np.isfinite(allowed_logits(logits, sampling))[0]).tolist()
+
+
+@pytest.mark.parametrize(
+    "sampling, weights",
+    [
+        (Sampling(1.0), PROBABILITIES),
+        (Sampling(0.5), PROBABILITIES**2),
+        (Sampling(2.0), PROBABILITIES**0.5),
+        (Sampling(1.0, top_k=2), PROBABILITIES * [0, 1, 0, 1, 0]),
+        (Sampling(1.0, top_p=0.7), PROBABILITIES * [0, 1, 0, 1, 1]),
+        (Sampling(0.5, top_k=3, top_p=0.9), PROBABILITIES**2 * [0, 1, 0, 1, 1]),
+        (Sampling(1.0, top_k=3, top_p=0.6), PROBABILITIES * [0, 1, 0, 1, 0]),  # 0.40 of 0.85 first
+        (Sampling(1.0, top_k=1), PROBABILITIES * [0, 1, 0, 0, 0]),
+    ],
+    ids=str,
+)
+def test_tokens_are_drawn_as_often_as_they_are_likely(sampling, weights):
+    rows = jnp.broadcast_to(LOGITS, (DRAWS, 5))
+    counts = np.bincount(draw(rows, jax.random.key(0), sampling=sampling), minlength=5)
+    expected = DRAWS * weights / weights.sum()
+    possible = expected > 0
+    assert counts[~possible].sum() == 0
+    chi_square = ((counts - expected)[possible] ** 2 / expected[possible]).sum()
+    assert chi_square < 33.4  # one in a million at four degrees of freedom
+
+
+def test_greedy_takes_the_most_likely_and_the_first_of_equals():
+    logits = jnp.array([[0.0, 3.0, 1.0], [2.0, 2.0, 1.0], [-9.0, -8.0, -7.0]])
+    tokens = draw(logits, jax.random.key(0), sampling=Sampling())
+    assert tokens.tolist() == [1, 0, 2] and tokens.dtype == jnp.int32
+
+
+def test_draws_follow_the_key():
+    rows = jnp.broadcast_to(LOGITS, (64, 5))
+    one, same, other = (
+        draw(rows, jax.random.key(seed), sampling=Sampling(1.0)).tolist() for seed in (0, 0, 1)
+    )
+    assert one == same != other
+
+
+@pytest.mark.parametrize(
+    "top_p, tokens",
+    [
+        (1e-6, [1]),
+        (0.39, [1]),
+        (0.41, [1, 3]),
+        (0.64, [1, 3]),
+        (0.66, [1, 3, 4]),
+        (0.96, [0, 1, 2, 3, 4]),
+        (1.0, [0, 1, 2, 3, 4]),
+    ],
+)
+def test_top_p_keeps_the_smallest_set_that_reaches_p(top_p, tokens):
+    assert kept(Sampling(1.0, top_p=top_p)) == tokens
+
+
+def test_top_p_that_is_reached_exactly_keeps_no_more():
+    assert kept(Sampling(1.0, top_p=0.5), [0.5, 0.25, 0.25]) == [0]
+
+
+@pytest.mark.parametrize(
+    "top_k, tokens", [(1, [1]), (3, [1, 3, 4]), (5, [0, 1, 2, 3, 4]), (9, [0, 1, 2, 3, 4])]
+)
+def test_top_k_keeps_k_tokens_or_all(top_k, tokens):
+    assert kept(Sampling(1.0, top_k=top_k)) == tokens
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.0, top_k=2), Sampling(1.0, top_p=0.6)], ids=str)
+def test_tokens_of_equal_probability_stay_together(sampling):
+    assert kept(sampling, [0.4, 0.25, 0.25, 0.1]) == [0, 1, 2]
+
+
+def test_every_row_has_its_own_limit():
+    logits = jnp.log(jnp.array([[0.9, 0.06, 0.04], [0.04, 0.48, 0.48]]))
+    allowed = np.isfinite(allowed_logits(logits, Sampling(1.0, top_p=0.8)))
+    assert allowed.tolist() == [[True, False, False], [False, True, True]]
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"temperature": -0.5}, "temperature must not be negative, got -0.5"),
+        ({"temperature": 1.0, "top_k": -1}, "top_k must not be negative, got -1"),
+        ({"temperature": 1.0, "top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
+        ({"temperature": 1.0, "top_p": 1.1}, r"top_p must be in \(0, 1\], got 1.1"),
+        ({"top_k": 5}, "top_k and top_p need .*temperature above 0"),
+        ({"top_p": 0.5}, "top_k and top_p need .*temperature above 0"),
+    ],
+)
+def test_bad_values_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Sampling(**fields)
