@@ -43,11 +43,20 @@ def continue_prompts(
     """
     # Unrolled layers decode faster, and stacked parameters would be sliced for every token.
     module = build(run.model, run.head, dataclasses.replace(run.execution, layers="loop"))
-    ids, mask = left_pad([tokenizer.encode(text) for text in prompts], run.model.pad_token_id)
+    encoded = [tokenizer.encode(text) for text in prompts]
+    ids, mask = left_pad(encoded, run.model.pad_token_id)
     generate = compiled_generate(module, max_new_tokens, sampling or Sampling())
     key = purpose_key(run.seed if seed is None else seed, SAMPLE)
     sequences = jax.device_get(generate(restack(params, "loop"), ids, mask, key).sequences)
     return [
-        tokenizer.decode(row[ids.shape[1] :].tolist(), skip_special_tokens=True)
-        for row in sequences
+        _continuation(tokenizer, prompt, row[ids.shape[1] :].tolist())
+        for prompt, row in zip(encoded, sequences, strict=True)
     ]
+
+
+def _continuation(tokenizer: XGLMTokenizer, prompt: list[int], new: list[int]) -> str:
+    """The text of new tokens as it follows the prompt; alone they would lose a leading space."""
+    before, whole = (
+        tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, prompt + new)
+    )
+    return whole[len(before) :]
