@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from flax.core import meta
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from xformer.layers.execution import Execution
 from xformer.layers.heads import Head
@@ -37,12 +37,9 @@ def read_config(folder: str | Path) -> ModelConfig:
         ValueError: if `model_type` is unknown or a field is out of range.
     """
     path = Path(folder) / "config.json"
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    model_type = fields.get("model_type") if isinstance(fields, dict) else None
-    if model_type not in _CONFIGS:
+    fields = _read_object(path)
+    model_type = fields.get("model_type")
+    if not isinstance(model_type, str) or model_type not in _CONFIGS:
         raise ValueError(
             f"{path}: model_type must be one of {sorted(_CONFIGS)}, got {model_type!r}"
         )
@@ -81,7 +78,7 @@ def read_params(folder: str | Path, config: ModelConfig, head: Head) -> dict[str
         if found is None:
             missing.append(name)
             continue
-        with safe_open(tensors[found], framework="flax") as file:
+        with _open(tensors[found]) as file:
             value = np.asarray(file.get_tensor(found).astype(jnp.float32))
         value = value.T if transposed else value
         if value.shape != leaf.shape:
@@ -98,13 +95,32 @@ def _tensors(folder: Path) -> Mapping[str, Path]:
     """The file that holds each tensor."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        for shard in set(names.values()):
-            if Path(shard).name != shard:
+        names = _read_object(index).get("weight_map")
+        if not isinstance(names, dict):
+            raise ValueError(f"{index} must have a weight_map from tensors to shards")
+        for shard in names.values():
+            if not isinstance(shard, str) or shard in ("", "..") or Path(shard).name != shard:
                 raise ValueError(f"{index}: shard names must be plain file names, got {shard!r}")
         return {name: folder / shard for name, shard in names.items()}
     single = folder / "model.safetensors"
     if not single.exists():
         raise FileNotFoundError(f"{folder} has neither model.safetensors nor its index")
-    with safe_open(single, framework="flax") as file:
+    with _open(single) as file:
         return dict.fromkeys(file.keys(), single)
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="flax")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value
