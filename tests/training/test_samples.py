@@ -1,19 +1,23 @@
-"""Continuations: text that follows the prompt, the same however the layers are computed."""
+"""Continuations of prompts by the model of a run."""
 
-import dataclasses
+import functools
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+from flax.core import meta
 
-from xformer import partitioning
 from xformer.generation.sampling import Sampling
 from xformer.layers.execution import Execution
+from xformer.layers.heads import CausalLM
+from xformer.layers.stack import restack
+from xformer.models import build
 from xformer.tokenization.xglm import XGLMTokenizer
-from xformer.training.samples import _continuation, continue_prompts
-from xformer.training.state import blueprint, create_state
+from xformer.training.samples import continue_prompts
 
 TOKENIZER = Path(__file__).parents[1] / "tokenization" / "fixtures" / "xglm"
+PROMPTS = ("The", "Some words")
 
 
 @pytest.fixture(scope="module")
@@ -21,22 +25,32 @@ def tokenizer():
     return XGLMTokenizer.from_pretrained(TOKENIZER)
 
 
-def test_a_continuation_keeps_its_leading_space(tokenizer):
-    prompt, whole = tokenizer.encode("The value"), tokenizer.encode("The value is returned")
-    assert whole[: len(prompt)] == prompt
-    assert _continuation(tokenizer, prompt, whole[len(prompt) :]) == " is returned"
-    assert _continuation(tokenizer, prompt, [tokenizer.eos_token_id]) == ""
+@functools.cache
+def params_of(model):
+    """Random parameters of a looped model, large enough for the model to have an opinion."""
+    ids = jax.ShapeDtypeStruct((1, 2), np.int32)
+    module = build(model, CausalLM())
+    shapes = meta.unbox(jax.eval_shape(module.init, jax.random.key(0), ids))["params"]
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), shapes)
 
 
-def test_the_layer_mode_does_not_change_what_is_drawn(make_run, tokenizer):
-    texts = []
-    for layers in ("loop", "scan"):
+@pytest.fixture
+def continued(make_run, tokenizer):
+    def make(layers="loop", prompts=PROMPTS, **options):
         run = make_run(execution=Execution(layers=layers))
-        plan = blueprint(run, partitioning.make_mesh(run.mesh, jax.devices()))
-        params = jax.tree.map(lambda leaf: leaf * 20, create_state(plan, 0).params)
-        draw = dataclasses.replace(Sampling(), temperature=1.0)
-        prompts = ("The value", "def f")
-        texts.append(
-            continue_prompts(run, params, tokenizer, prompts, max_new_tokens=6, sampling=draw)
-        )
-    assert texts[0] == texts[1] and all(texts[0])
+        params = restack(params_of(run.model), layers)
+        return continue_prompts(run, params, tokenizer, prompts, max_new_tokens=5, **options)
+
+    return make
+
+
+def test_continuations_do_not_depend_on_layer_mode_or_company(continued):
+    texts = continued()
+    assert len(texts) == 2 and all(texts)
+    assert texts == continued("scan") and texts[:1] == continued(prompts=PROMPTS[:1])
+
+
+def test_seed_decides_what_is_drawn(continued):
+    texts = [continued(sampling=Sampling(1.0), seed=seed) for seed in (None, 0, 1)]
+    assert texts[0] == texts[1] != texts[2]
