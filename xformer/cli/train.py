@@ -65,6 +65,7 @@ def summary(folder: str) -> list[str]:
         if baseline := scores[-1].get("unigram_perplexity"):
             lines.append(f"unigram baseline:      {baseline:,.1f} ({baseline / last:.1f} x ours)")
     for sample in read_samples(folder):
-        lines += ["", f"[{sample['prompt']}]{sample['continuation']}"]
+        text = f"[{sample['prompt']}]{sample['continuation']}"
+        lines += ["", *(line for line in text.splitlines() if line.strip())]
     places = {"run folder": "", "report": "report.html", "loss curve": "loss.png"}
     return [*lines, "", *(f"{name + ':':12}{Path(folder) / file}" for name, file in places.items())]
