@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: if there is nothing to score on, or it is of another tokenizer.
     """
-    config = read_run(args.run)
+    config = read_run(args)
     from xformer.data.pipeline import PreparedData, read_tokenizer
     from xformer.training.evaluation import evaluate
     from xformer.training.inference import load_trained
@@ -44,12 +44,13 @@ def run(args: argparse.Namespace) -> int:
     data = PreparedData(args.data) if args.data else config.validation_data
     if data is None:
         raise ValueError(f"{args.run} has no Run.validation_data; give --data FOLDER")
-    config = dataclasses.replace(config, eval_batches=args.batches)
-    model = load_trained(config)
+    if args.batches is not None and args.batches < 1:
+        raise ValueError(f"--batches must be at least 1, got {args.batches}")
+    model = load_trained(dataclasses.replace(config, eval_batches=args.batches))
     if read_tokenizer(data).fingerprint() != model.tokenizer.fingerprint():
         raise ValueError("--data must be prepared with the run's tokenizer; it has another one")
-    step = compile_eval_step(config, model.plan)
-    scores = {"step": model.step, **evaluate(config, model.plan, step, model.params, data)}
+    step = compile_eval_step(model.run, model.plan)
+    scores = {"step": model.step, **evaluate(model.run, model.plan, step, model.params, data)}
     if args.json:
         print(json.dumps(scores))
     else:

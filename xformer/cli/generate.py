@@ -54,13 +54,13 @@ def run(args: argparse.Namespace) -> int:
     prompts = args.prompts or [line for line in sys.stdin.read().splitlines() if line]
     if not prompts:
         raise ValueError("give a PROMPT, or prompts on standard input, one a line")
-    config = read_run(args.run)
+    config = read_run(args)
     from xformer.training.inference import load_trained
     from xformer.training.samples import continue_prompts
 
     model = load_trained(config)
     continuations = continue_prompts(
-        config,
+        model.run,
         model.params,
         model.tokenizer,
         tuple(prompts),

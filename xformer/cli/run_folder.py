@@ -7,19 +7,25 @@ from typing import Any
 
 
 def add_run_argument(parser: argparse.ArgumentParser) -> None:
-    """Gives a command the argument RUN.
+    """Gives a command the argument RUN and `--gin.KEY=VALUE`.
 
     Args:
         parser: The command's parser.
     """
     parser.add_argument("run", metavar="RUN", help="run folder")
+    group = parser.add_argument_group("bindings")
+    group.description = (
+        "--gin.KEY=VALUE  change a value of the run's config, for this command only: "
+        "--gin.Execution.dtype='\"bfloat16\"'"
+    )
+    parser.set_defaults(gin_bindings=[])
 
 
-def read_run(folder: str) -> Any:
-    """The run that a folder's config describes, on all devices there are now.
+def read_run(args: argparse.Namespace) -> Any:
+    """The run that a folder's config describes.
 
     Args:
-        folder: The run folder, which may have been moved.
+        args: Parsed arguments with `run` and `gin_bindings`; the folder may have been moved.
 
     Returns:
         The `Run`.
@@ -28,9 +34,9 @@ def read_run(folder: str) -> Any:
         FileNotFoundError: if it is no run folder.
     """
     from xformer.configurables import load
-    from xformer.partitioning import MeshConfig
 
-    config = Path(folder) / "config.gin"
-    if not config.is_file():
-        raise FileNotFoundError(f"{folder} is no run folder: it has no config.gin")
-    return dataclasses.replace(load(config).run, folder=folder, mesh=MeshConfig())
+    # Every field is spelled out in operative.gin: a default that changes later does not matter.
+    found = [p for n in ("operative.gin", "config.gin") if (p := Path(args.run) / n).is_file()]
+    if not found:
+        raise FileNotFoundError(f"{args.run} is no run folder: it has no config.gin")
+    return dataclasses.replace(load(found[0], args.gin_bindings).run, folder=args.run)
