@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import optax
+from jaxtyping import Array
 
 _DECAYED = ("kernel", "embedding")
 
@@ -296,6 +297,18 @@ Optimizer = AdamW | Adafactor | Lion | SGD
 def decay_mask(params: Any) -> Any:
     """True for the parameters that weight decay applies to: kernels and embeddings."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in _DECAYED, params)
+
+
+def taken_steps(opt_state: Any) -> Array:
+    """Updates that an optimizer's state has seen: what its learning rate depends on.
+
+    Args:
+        opt_state: State of an optimizer of this file.
+
+    Returns:
+        The count, an int32 scalar.
+    """
+    return optax.tree_utils.tree_get_all_with_path(opt_state, "count")[0][1]
 
 
 def _decoupled_decay(

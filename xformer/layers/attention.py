@@ -181,12 +181,17 @@ class MultiHeadAttention(nn.Module):
 
         Returns:
             The projected context, the extended cache and, on request, the probabilities.
+
+        Raises:
+            ValueError: if there is a cache but no `cache_start`.
         """
         source = x_BTD if memory_BSD is None else memory_BSD
         q_BTNH = self._heads(self.names.query, x_BTD) * self.query_scale
         k_BSNH = self._heads(self.names.key, source)
         v_BSNH = self._heads(self.names.value, source)
-        if cache is not None and cache_start is not None:
+        if cache is not None:
+            if cache_start is None:
+                raise ValueError("a cache needs cache_start, the number of tokens in it")
             cache = cache.append(k_BSNH, v_BSNH, cache_start)
             k_BSNH, v_BSNH = cache.key_BSNH, cache.value_BSNH
         out = self.core(

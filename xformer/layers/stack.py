@@ -147,8 +147,8 @@ def restack(tree: Any, layers: str) -> Any:
     """Converts every stack in a pytree: parameters, or anything that holds trees shaped like them.
 
     Args:
-        tree: A pytree of arrays in which a looped stack is a dict with the keys "0", "1", ... and
-            a scanned one a dict with the key "stacked".
+        tree: A pytree of arrays in which a looped stack is a dict with the keys "0", "1", ... whose
+            values are alike, and a scanned one a dict with the key "stacked".
         layers: The form wanted, "loop" or "scan".
 
     Returns:
@@ -163,9 +163,19 @@ def restack(tree: Any, layers: str) -> Any:
             return {
                 str(i): jax.tree.map(lambda leaf, i=i: leaf[i], node[STACKED]) for i in range(count)
             }
-        if node and set(node) == {str(i) for i in range(len(node))} and layers == "scan":
+        if set(node) == {STACKED}:
+            return node
+        if _is_looped(node) and layers == "scan":
             ordered = [node[str(i)] for i in range(len(node))]
             return {STACKED: jax.tree.map(lambda *leaves: jnp.stack(leaves), *ordered)}
         return {name: restack(value, layers) for name, value in node.items()}
 
     return jax.tree.map(convert, tree, is_leaf=lambda node: isinstance(node, Mapping))
+
+
+def _is_looped(node: Mapping) -> bool:
+    """Whether a dict holds the blocks of a looped stack, all of one structure and shape."""
+    if not node or set(node) != {str(i) for i in range(len(node))}:
+        return False
+    forms = [jax.tree.map(jnp.shape, node[str(i)]) for i in range(len(node))]
+    return isinstance(forms[0], Mapping) and all(form == forms[0] for form in forms)

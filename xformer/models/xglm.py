@@ -227,7 +227,7 @@ class XGLMBlock(nn.Module):
 
         cross_BNTS = None
         encoder_BSD = context.encoder_BSD
-        if config.add_cross_attention and self.is_initializing():
+        if config.add_cross_attention and self.is_initializing() and encoder_BSD is None:
             encoder_BSD = x_BTD  # parameters exist whether or not the first call uses them
         if encoder_BSD is not None:
             cross_attention = self._attention("encoder_attn")(
@@ -342,13 +342,26 @@ class XGLMModel(nn.Module):
         Raises:
             ValueError: if the arguments contradict each other or the config.
         """
-        self._check(encoder_hidden_states, head_mask, cross_attn_head_mask)
-        if cache is not None and segment_ids is not None:
-            raise ValueError("segment_ids describe packed rows and cannot be used with a cache")
         x_BTD = self._embed(input_ids, inputs_embeds)
         length = x_BTD.shape[1]
         if cache is not None:
             cache.check_room(length)
+            if segment_ids is not None:
+                raise ValueError("segment_ids describe packed rows and cannot be used with a cache")
+        keys = length if cache is None else cache.max_length
+        heads = (self.config.num_layers, self.config.attention_heads)
+        _check_shape("attention_mask", attention_mask, (x_BTD.shape[0], keys))
+        _check_shape("head_mask", head_mask, heads)
+        _check_shape("cross_attn_head_mask", cross_attn_head_mask, heads)
+        if encoder_hidden_states is not None:
+            if not self.config.add_cross_attention:
+                raise ValueError("encoder_hidden_states need XGLMConfig.add_cross_attention=True")
+            shape = encoder_hidden_states.shape[:2]
+            _check_shape("encoder_attention_mask", encoder_attention_mask, shape)
+        elif encoder_attention_mask is not None or cross_attn_head_mask is not None:
+            raise ValueError(
+                "encoder_attention_mask and cross_attn_head_mask need encoder_hidden_states"
+            )
         x_BTD = x_BTD + self._positions(position_ids, length, cache)
         key = None if deterministic else self.make_rng("dropout")
         embed_key, drop_key, *layer_keys = split_key(key, 2 + self.config.num_layers)
@@ -394,20 +407,6 @@ class XGLMModel(nn.Module):
             if output_attentions and encoder_hidden_states is not None
             else None,
         )
-
-    def _check(
-        self,
-        encoder_hidden_states: Array | None,
-        head_mask: Array | None,
-        cross_attn_head_mask: Array | None,
-    ) -> None:
-        if encoder_hidden_states is not None and not self.config.add_cross_attention:
-            raise ValueError("encoder_hidden_states need XGLMConfig.add_cross_attention=True")
-        expected = (self.config.num_layers, self.config.attention_heads)
-        masks = {"head_mask": head_mask, "cross_attn_head_mask": cross_attn_head_mask}
-        for name, mask in masks.items():
-            if mask is not None and mask.shape != expected:
-                raise ValueError(f"{name} must have shape {expected}, got {mask.shape}")
 
     def _embed(
         self, input_ids: Int[Array, "B T"] | None, inputs_embeds: Float[Array, "B T D"] | None
@@ -507,6 +506,12 @@ class XGLMForCausalLM(nn.Module):
             attentions=out.attentions,
             cross_attentions=out.cross_attentions,
         )
+
+
+def _check_shape(name: str, array: Array | None, shape: tuple[int, ...]) -> None:
+    """Refuses an argument that broadcasting would accept and misread."""
+    if array is not None and array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
 
 
 def _embedding_init(

@@ -1,5 +1,6 @@
 """The jit boundary: pure functions of (state, batch, key) and their compiled forms."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from xformer import partitioning
 from xformer.losses import LossSums
 from xformer.models.build import Module
 from xformer.objectives import NextToken
+from xformer.optim import taken_steps
 from xformer.partitioning import ShardedFunction
 from xformer.training.config import Run
 from xformer.training.state import Blueprint, TrainState
@@ -30,7 +32,7 @@ class StepMetrics:
         z_loss: The z-loss per token.
         tokens: Number of scored tokens.
         gradient_norm: Global norm of the gradient, before clipping.
-        learning_rate: Learning rate of the step.
+        learning_rate: Learning rate of the step; steps that changed nothing do not advance it.
         finite: Whether loss, gradient and update were finite; if not, the step changed nothing.
     """
 
@@ -108,13 +110,16 @@ def train_step(
         The next state, metrics, and the asked-for outputs.
     """
     key = jax.random.fold_in(key, state.step)
+    # float16 would overflow on sums over many tokens and lose means; a power of two costs no bits.
+    tokens = math.prod(batch["input_ids"].shape) // accumulation_steps
+    scale = 2.0 ** min(0, 10 - round(math.log2(tokens)))
 
     def loss_sum(params: Any, part: Batch, key: PRNGKeyArray) -> tuple[Array, tuple[LossSums, Any]]:
         outputs: Any = module.apply(
             {"params": params}, **objective.inputs(part), deterministic=False, rngs={"dropout": key}
         )
         sums = objective.loss(outputs, part)
-        return sums.loss, (sums, keep_fields(outputs, fields))
+        return sums.loss * scale, (sums, keep_fields(outputs, fields))
 
     gradient = jax.grad(loss_sum, has_aux=True)
     if accumulation_steps == 1:
@@ -122,7 +127,7 @@ def train_step(
     else:
         grads, sums, outputs = _accumulate(gradient, state.params, batch, key, accumulation_steps)
     count = jnp.maximum(sums.tokens, 1.0)
-    grads = jax.tree.map(lambda g: g / count, grads)
+    grads = jax.tree.map(lambda g: g / (count * scale), grads)
     norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     sizes = jnp.stack([sums.loss, norm, optax.tree.norm(updates)])
@@ -139,7 +144,7 @@ def train_step(
         z_loss=sums.z_loss / count,
         tokens=sums.tokens,
         gradient_norm=norm,
-        learning_rate=jnp.asarray(learning_rate(state.step), jnp.float32),
+        learning_rate=jnp.asarray(learning_rate(taken_steps(state.opt_state)), jnp.float32),
         finite=finite,
     )
     return TrainResult(TrainState(state.step + 1, params, opt_state), metrics, outputs)
