@@ -15,7 +15,7 @@ from xformer import partitioning
 from xformer.layers.execution import Execution
 from xformer.optim import SGD, Adafactor, AdamW
 from xformer.partitioning import MeshConfig
-from xformer.training.checkpoints import CheckpointError, CheckpointStore
+from xformer.training.checkpoints import CheckpointError, CheckpointStore, _record_hash
 from xformer.training.fingerprint import tree_checksums
 from xformer.training.state import blueprint, create_state
 
@@ -43,6 +43,10 @@ class Unhashed:
 
 def initial_state(run):
     return fresh_state(run.model, run.optimizer, run.execution, Unhashed(run))
+
+
+def initial_state_at(run, step):
+    return dataclasses.replace(initial_state(run), step=jnp.int32(step))
 
 
 def plan_of(run, mesh=None):
@@ -122,7 +126,7 @@ def test_parameters_alone_are_restored_beside_a_writer(folder, run):
 def test_pruned_steps_do_not_pile_up_while_the_store_is_open(folder, run):
     with CheckpointStore(folder, keep=1) as store:
         for step in range(1, 8):
-            store.save(step, initial_state(run), "loop", {})
+            store.save(step, initial_state_at(run, step), "loop", {})
         assert len(list((folder / ".trash").glob("*"))) <= 3
 
 
@@ -137,8 +141,15 @@ def flip_a_bit(path):
     path.write_bytes(bytes(content))
 
 
+def flip_bits(path):
+    content = bytearray(path.read_bytes())
+    for place in range(0, len(content), 256):  # not all of a file need be read
+        content[place] ^= 0x10
+    path.write_bytes(bytes(content))
+
+
 DAMAGE = {
-    "flipped bit": flip_a_bit,
+    "flipped bits": flip_bits,
     "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
     "emptied": lambda path: os.truncate(path, 0),
     "deleted": lambda path: path.unlink(),
@@ -154,7 +165,8 @@ def test_a_damaged_step_is_set_aside_and_the_one_before_is_used(folder, run, dam
         restored = store.restore(run, plan_of(run))
         assert restored.step == 3 and list(restored.quarantined) == [7]
         assert tree_checksums(restored.state) == saved[3]
-        store.save(7, restored.state, "loop", {})  # orbax alone would refuse an older step
+        again = dataclasses.replace(restored.state, step=jnp.int32(7))
+        store.save(7, again, "loop", {})  # orbax alone would refuse an older step
     assert restore(folder, run).step == 7
     assert [p.name for p in (folder.parent / "quarantine").iterdir()] == ["7.0"]
 
@@ -198,9 +210,48 @@ def test_a_step_without_its_commit_file_does_not_count(folder, run):
 def test_no_step_is_no_state_and_no_good_step_is_an_error(folder, run):
     assert restore(folder, run) is None
     save_steps(folder, run, [3])
-    flip_a_bit(largest_file(folder / "3" / "state"))
-    with pytest.raises(CheckpointError, match="no checkpoint in .* could be verified.*quarantine"):
+    flip_bits(largest_file(folder / "3" / "state"))
+    with pytest.raises(CheckpointError, match="could be verified.*Nothing was moved"):
         restore(folder, run)
+    assert (folder / "3").is_dir()
+
+
+def test_an_error_that_is_not_the_files_moves_nothing(folder, run, monkeypatch):
+    saved = save_steps(folder, run, [3, 7])
+    for error in (MemoryError(), PermissionError(13, "no"), ValueError("RESOURCE_EXHAUSTED: disk")):
+
+        def fail(*args, error=error):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(CheckpointStore, "_read", fail)
+            with pytest.raises(type(error)):
+                restore(folder, run)
+    assert tree_checksums(restore(folder, run).state) == saved[7]
+
+
+@abandons_coroutines
+@pytest.mark.parametrize("key, value", [("note", 8), ("layers", "scan")])
+def test_a_changed_record_is_damage(folder, run, key, value):
+    save_steps(folder, run, [3, 7])
+    path = folder / "7" / "record" / "metadata"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    assert restore(folder, run).step == 3
+
+
+def test_a_step_under_another_number_is_damage(folder, run):
+    save_steps(folder, run, [3, 7])
+    (folder / "7").rename(folder / "9")
+    assert restore(folder, run).step == 3
+
+
+def test_only_complete_steps_are_listed_and_reported_once(folder, run):
+    with CheckpointStore(folder, 5) as store:
+        store.save(3, initial_state_at(run, 3), "loop", {})
+        assert store.wait() == [3] == store.steps
+        assert store.check() == [] == store.wait()
+        (folder / "5").mkdir()
+        assert store.steps == [3]
 
 
 def test_another_models_checkpoint_is_refused_with_a_list_and_stays(folder, run):
@@ -220,7 +271,8 @@ def test_another_dtype_is_refused(folder, run):
     content = json.loads(record.read_text())
     path = "params/model/layer_norm/scale"
     content["arrays"][path][1] = "bfloat16"
-    record.write_text(json.dumps(content))
+    del content["sha256"]
+    record.write_text(json.dumps({**content, "sha256": _record_hash(content)}))
     with pytest.raises(CheckpointError, match=rf"{path} is .*bfloat16.*float32"):
         restore(folder, run)
 

@@ -9,15 +9,20 @@ import threading
 import numpy as np
 import pytest
 
+from xformer import partitioning
 from xformer.data.pipeline import PreparedData, TextData
 from xformer.layers.execution import Execution
 from xformer.optim import AdamW, Constant, Cosine
 from xformer.partitioning import MeshConfig
-from xformer.training.checkpoints import CheckpointError
+from xformer.training.checkpoints import CheckpointError, CheckpointStore
 from xformer.training.config import Checkpoints
+from xformer.training.evaluation import evaluate
 from xformer.training.folder import RunFolder
 from xformer.training.loop import NonFiniteError, train
 from xformer.training.runlog import read_metrics
+from xformer.training.signals import PreemptedError, StopNotice
+from xformer.training.state import blueprint, create_state
+from xformer.training.steps import compile_eval_step
 
 FRACTIONS = ("input_wait_fraction", "checkpoint_fraction", "log_fraction")
 
@@ -162,7 +167,7 @@ def test_nonfinite_steps_change_nothing_and_end_the_run(make_run, tmp_path):
     assert status(folder)["status"] == "failed"
     bad = [record for record in records(folder, "event") if record["event"] == "nonfinite"]
     assert [record["step"] for record in bad] == [1, 2, 3]
-    assert all(record["data_state"] for record in bad)
+    assert [record["data_state"] for record in bad] == [{"batch": 0}, {"batch": 1}, {"batch": 2}]
     assert not [name for name in os.listdir(folder / "checkpoints") if name.isdigit()]
 
 
@@ -190,6 +195,81 @@ def test_steps_may_be_added_where_the_rate_does_not_depend_on_them(make_run, tmp
     assert train(dataclasses.replace(run, steps=6), plain=True).step == 6
 
 
+def test_a_finished_run_may_be_extended_too(make_run, tmp_path):
+    run = make_run(optimizer=AdamW(1e-2), steps=4)
+    train(run, plain=True)
+    outcome = train(dataclasses.replace(run, steps=6), plain=True)
+    assert outcome.step == 6 and not outcome.already_finished
+    assert "resumed" in events(tmp_path / "run")
+
+
+def test_a_missing_report_of_a_finished_run_is_written(make_run, reference, finished):
+    report = finished / "run" / "report.html"
+    report.unlink()
+    assert train(make_run(folder=str(finished / "run")), plain=True).already_finished
+    assert report.exists()
+
+
+def test_other_data_is_refused_before_there_is_a_checkpoint(make_run, corpus, tmp_path):
+    folder = tmp_path / "run"
+    with RunFolder(folder):
+        pass
+    with pytest.raises(NonFiniteError):
+        train(make_run(optimizer=AdamW(1e38, clip_norm=None)), plain=True)
+    assert status(folder)["step"] == 0
+    swapped = {
+        "train_data": PreparedData(str(corpus / "validation")),
+        "validation_data": PreparedData(str(corpus / "train")),
+    }
+    for key in swapped:
+        other = make_run(optimizer=AdamW(1e38, clip_norm=None), **{key: swapped[key]})
+        named = {"train_data": "data", "validation_data": "validation"}[key]
+        with pytest.raises(ValueError, match=rf"with other settings: .*{named}\."):
+            train(other, plain=True)
+
+
+def test_another_dtype_is_refused_on_resume(make_run, reference, finished):
+    run = make_run(folder=str(finished / "run"), execution=Execution(dtype="bfloat16"))
+    with pytest.raises(ValueError, match="dtype was 'float32' and is now 'bfloat16'"):
+        train(run, plain=True)
+
+
+def test_a_failed_last_write_is_a_failed_run(make_run, tmp_path, monkeypatch):
+    def fail(store):
+        raise CheckpointError("the disk went away")
+
+    monkeypatch.setattr(CheckpointStore, "wait", fail)
+    with pytest.raises(CheckpointError, match="went away"):
+        train(make_run(steps=3), plain=True)
+    assert status(tmp_path / "run")["status"] == "failed"
+    assert events(tmp_path / "run")[-1] == "failed"
+
+
+def test_an_evaluation_is_given_up_for_a_signal(make_run):
+    run = make_run()
+    plan = blueprint(run, partitioning.make_mesh(run.mesh))
+    state = create_state(plan, 0)
+    notice = StopNotice()
+    notice.received = "SIGTERM"
+    with pytest.raises(PreemptedError):
+        evaluate(run, plan, compile_eval_step(run, plan), state.params, run.validation_data, notice)
+
+
+def test_a_damaged_status_is_named(make_run, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run\.json is damaged .*Run\.folder"):
+        train(make_run(), plain=True)
+
+
+def test_every_start_is_in_the_provenance(make_run, tmp_path):
+    run = make_run(optimizer=AdamW(1e-2), steps=2)
+    for steps in (2, 3, 4):
+        train(dataclasses.replace(run, steps=steps), plain=True)
+    provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    assert [len(provenance["earlier"]), provenance["earlier"][0]["seed"]] == [2, 0]
+
+
 def test_other_data_is_refused_on_resume(make_run, corpus, tmp_path):
     finish = stop_at(tmp_path / "run", 2)
     train(make_run(), plain=True)
@@ -205,7 +285,7 @@ def test_a_lost_checkpoint_folder_is_not_a_fresh_start(make_run, tmp_path):
     finish()
     for path in (tmp_path / "run" / "checkpoints").iterdir():
         path.rename(tmp_path / path.name)
-    with pytest.raises(CheckpointError, match="but holds no checkpoint.*Run.folder"):
+    with pytest.raises(CheckpointError, match="holds no checkpoint.*quarantine.*Run.folder"):
         train(make_run(), plain=True)
 
 

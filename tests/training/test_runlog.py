@@ -14,7 +14,7 @@ import types
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.event_pb2 import Event
 
 from xformer.training.runlog import RunLog, read_metrics, read_samples
 
@@ -151,18 +151,24 @@ def test_tensorboard_has_the_numbers(tmp_path):
     assert [b"**once** upon"] in text
 
 
-def test_resumed_run_purges_the_steps_it_repeats(tmp_path):
+def test_resumed_run_is_drawn_once_and_whole(tmp_path):
     with RunLog(tmp_path, 9, plain=True) as log:
         log.event("started", 0)
+        log.validation({"step": 0, "loss": 9.0})
         log.train(train_record(2))
         log.train(train_record(4))
-    assert not any(one.session_log.status for one in events(tmp_path))
+        log.validation({"step": 4, "loss": 4.5})
     with RunLog(tmp_path, 9, plain=True) as log:
         log.event("resumed", 3)
-        log.train(train_record(4))
-    starts = [one.step for one in events(tmp_path) if one.session_log.status == SessionLog.START]
-    assert starts == [4]  # TensorBoard hides what it knows of this step and later ones
-    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+        log.train(train_record(4, loss=0.5))
+        log.train(train_record(6))
+        log.validation({"step": 6, "loss": 4.0})
+    assert scalars(tmp_path, "train/loss") == [(2, 0.5), (4, 0.5), (6, pytest.approx(1 / 6))]
+    assert scalars(tmp_path, "validation/loss") == [(0, 9.0), (4, 4.5), (6, 4.0)]
+    with RunLog(tmp_path, 9, plain=True) as log:  # nothing to repeat but an evaluation
+        log.validation({"step": 9, "loss": 3.0})
+    assert [step for step, _ in scalars(tmp_path, "validation/loss")] == [0, 4, 6, 9]
+    assert [step for step, _ in scalars(tmp_path, "train/loss")] == [2, 4, 6]
 
 
 def test_samples_have_a_file(tmp_path, capsys):

@@ -6,10 +6,13 @@ would otherwise pass in silence. A step that cannot be verified is moved aside a
 is tried.
 """
 
+import contextlib
 import dataclasses
+import hashlib
+import json
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from xformer.training.state import Blueprint, TrainState, blueprint
 
 QUARANTINE = "quarantine"
 _TRASH = ".trash"
+_COMMIT = "commit_success.txt"
 
 
 class CheckpointError(ValueError):
@@ -66,8 +70,8 @@ class CheckpointStore:
         """
         self._folder = folder.absolute()
         self._is_writer = keep is not None
-        self._cleaner = threading.Thread(target=list)
-        self._cleaner.start()
+        self._unconfirmed: list[int] = []
+        self._cleaner: threading.Thread | None = None
         if self._is_writer:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._empty_trash()
@@ -97,8 +101,9 @@ class CheckpointStore:
 
     @property
     def steps(self) -> list[int]:
-        """The steps that are complete, oldest first."""
-        return sorted(self._manager.all_steps())
+        """The steps that are complete on the disk, oldest first."""
+        commits = self._folder.glob(f"*/{_COMMIT}")
+        return sorted(int(path.parent.name) for path in commits if path.parent.name.isdigit())
 
     def save(self, step: int, state: TrainState, layers: str, record: dict[str, Any]) -> None:
         """Starts writing a step; returns once the state may be donated.
@@ -114,31 +119,49 @@ class CheckpointStore:
         """
         self.check()
         self._empty_trash()
-        verified = {
+        record = {
+            **record,
             "layers": layers,
             "arrays": _describe(state),
             "checksums": tree_checksums(state),
         }
         args = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(state), record=ocp.args.JsonSave({**record, **verified})
+            state=ocp.args.PyTreeSave(state),
+            record=ocp.args.JsonSave({**record, "sha256": _record_hash(record)}),
         )
-        try:
+        with self._naming_failure():
             accepted = self._manager.save(step, args=args)
-        except Exception as error:
-            raise self._failed(error) from error
         if not accepted:
             raise CheckpointError(f"step {step} was not saved: {self._folder} has a newer one")
+        self._unconfirmed.append(step)
 
-    def check(self) -> None:
-        """Raises the error of a write in the background, if there was one.
+    def check(self) -> list[int]:
+        """Looks at the writes in the background.
+
+        Returns:
+            Steps that have become complete since the last call.
 
         Raises:
-            CheckpointError: with the cause.
+            CheckpointError: if a write failed, with the cause.
         """
-        try:
+        with self._naming_failure():
             self._manager.check_for_errors()
-        except Exception as error:
-            raise self._failed(error) from error
+        done = [step for step in self._unconfirmed if (self._folder / str(step) / _COMMIT).exists()]
+        self._unconfirmed = [step for step in self._unconfirmed if step not in done]
+        return done
+
+    def wait(self) -> list[int]:
+        """Waits for the writes in the background.
+
+        Returns:
+            Steps that have become complete since the last call of `check` or `wait`.
+
+        Raises:
+            CheckpointError: if a write failed, with the cause.
+        """
+        with self._naming_failure():
+            self._manager.wait_until_finished()
+        return self.check()
 
     def close(self) -> None:
         """Waits for pending writes, empties the trash and closes.
@@ -147,15 +170,12 @@ class CheckpointStore:
             CheckpointError: if a write failed.
         """
         try:
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
-        except Exception as error:
-            raise self._failed(error) from error
+            self.wait()
         finally:
             self._manager.close()
             if self._is_writer:
                 self._empty_trash()
-                self._cleaner.join()
+                self._finish_cleaning()
                 shutil.rmtree(self._folder / _TRASH, ignore_errors=True)
 
     def restore(self, run: Run, plan: Blueprint) -> Restored | None:
@@ -208,31 +228,38 @@ class CheckpointStore:
     def _newest(
         self, target: Callable[[str], Any], convert: Callable[[Any, str], Any]
     ) -> Restored | None:
-        """Reads the newest step that can be verified, moving those aside that cannot."""
+        """Reads the newest step that can be verified, then moves those aside that cannot."""
         damaged: dict[int, str] = {}
         for step in reversed(self.steps):
             try:
-                record = self._manager.restore(
-                    step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
-                ).record
+                record = self._read_record(step)
                 tree = self._read(step, record, target(record["layers"]))
             except _MismatchError as error:
                 raise CheckpointError(
                     f"checkpoint {self._folder / str(step)} holds another state than the run: "
                     f"{error}; use the config it was saved with, or another Run.folder"
                 ) from error
-            except Exception as error:  # anything a damaged file can cause in the readers
+            except Exception as error:  # orbax raises bare ones for damaged files
+                if not _is_damage(error):
+                    raise
                 damaged[step] = _brief(error)
-                self._set_aside(step)
                 continue
+            for bad in damaged:
+                self._set_aside(bad)
             return Restored(convert(tree, record["layers"]), record, step, damaged)
         if damaged:
-            moved = f" They were moved to {self._quarantine}." if self._is_writer else ""
             raise CheckpointError(
-                f"no checkpoint in {self._folder} could be verified: {damaged}.{moved} "
-                "Start over with another Run.folder"
+                f"no checkpoint in {self._folder} could be verified: {damaged}. Nothing was moved "
+                "or deleted: put back sound copies, or start over with another Run.folder"
             )
         return None
+
+    def _read_record(self, step: int) -> dict[str, Any]:
+        args = ocp.args.Composite(record=ocp.args.JsonRestore())
+        record = self._manager.restore(step, args=args).record
+        if record.pop("sha256", None) != _record_hash(record):
+            raise _DamagedError("the record beside the state has been changed")
+        return record
 
     def _read(self, step: int, record: dict[str, Any], target: Any) -> Any:
         """Reads the arrays of a target and verifies them."""
@@ -251,7 +278,9 @@ class CheckpointStore:
         sums = tree_checksums(tree)
         damaged = [path for path, value in sums.items() if record["checksums"][path] != value]
         if damaged:
-            raise CheckpointError(f"checksums differ for {damaged}")
+            raise _DamagedError(f"checksums differ for {damaged}")
+        if isinstance(tree, TrainState) and int(tree.step) != step:
+            raise _DamagedError(f"it holds step {int(tree.step)}")
         return tree
 
     @property
@@ -270,20 +299,51 @@ class CheckpointStore:
     def _empty_trash(self) -> None:
         """Deletes in the background what orbax has moved away, which it never does itself."""
         trash = self._folder / _TRASH
-        self._cleaner.join()
+        self._finish_cleaning()
         if trash.is_dir():
             self._cleaner = threading.Thread(target=_delete, args=(list(trash.iterdir()),))
             self._cleaner.start()
 
-    def _failed(self, error: Exception) -> CheckpointError:
-        return CheckpointError(
-            f"a checkpoint could not be written to {self._folder} ({_brief(error)}); earlier "
-            "ones are untouched. Free space or change Run.folder, then start again"
-        )
+    def _finish_cleaning(self) -> None:
+        if self._cleaner:
+            self._cleaner.join()
+            self._cleaner = None
+
+    @contextlib.contextmanager
+    def _naming_failure(self) -> Iterator[None]:
+        """Within it, an error of a write says what it means and which key to change."""
+        try:
+            yield
+        except Exception as error:
+            raise CheckpointError(
+                f"a checkpoint could not be written to {self._folder} ({_brief(error)}); earlier "
+                "ones are untouched. Free space or change Run.folder, then start again"
+            ) from error
 
 
 class _MismatchError(Exception):
     """A checkpoint's arrays are not those of the run."""
+
+
+class _DamagedError(Exception):
+    """A checkpoint is not what was saved."""
+
+
+# Errors that say nothing about the files: another try may well succeed.
+_PASSING = (MemoryError, OSError, jax.errors.JaxRuntimeError, AttributeError, ImportError)
+_PASSING_WORDS = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether an error in reading says that the files are not what was saved."""
+    if isinstance(error, FileNotFoundError):
+        return True
+    passing = isinstance(error, _PASSING) or isinstance(error.__cause__, MemoryError)
+    return not passing and not any(word in str(error) for word in _PASSING_WORDS)
+
+
+def _record_hash(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _describe(tree: Any) -> dict[str, list]:

@@ -134,9 +134,9 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """The part of the description that decides the numbers of the run, as JSON values.
 
-        A run is resumed only with the identity that it was started with. How it is computed, where
-        it writes and how often it logs, evaluates and saves may change; so may `steps`, if the
-        learning rate does not depend on it.
+        A run is resumed only with the identity that it was started with. The mesh, layers, remat
+        and accumulation (which change roundings at most), where it writes and how often it logs,
+        evaluates and saves may change; so may `steps`, if the learning rate does not depend on it.
 
         Returns:
             Nested dicts.
@@ -144,7 +144,8 @@ class Run:
         keys = ["model", "head", "objective", "optimizer", "batch_size", "seed", "steps"]
         if isinstance(self.optimizer.learning_rate, int | float | Constant | InverseSqrt):
             keys.remove("steps")
-        return {key: describe(getattr(self, key)) for key in keys}
+        values = {key: describe(getattr(self, key)) for key in keys}
+        return {**values, "dtype": self.execution.dtype}
 
 
 def describe(value: Any) -> Any:

@@ -100,10 +100,7 @@ class RunFolder:
 
     def read_status(self) -> dict[str, Any]:
         """What `write_status` wrote last; empty for a new folder."""
-        try:
-            return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
+        return self._read_json("run.json")
 
     def write_status(self, status: str, step: int, **details: Any) -> None:
         """Records where the run stands.
@@ -115,6 +112,28 @@ class RunFolder:
         """
         record = {"status": status, "step": step, "time": time.time(), **details}
         self.write_texts({"run.json": json.dumps(record, indent=1) + "\n"})
+
+    def write_provenance(self, origin: dict[str, Any]) -> None:
+        """Records where this process's part of the run comes from; earlier parts are kept.
+
+        Args:
+            origin: JSON values, as `xformer.training.provenance` gives them.
+        """
+        before = self._read_json("provenance.json")
+        earlier = before.pop("earlier", []) + ([before] if before else [])
+        text = json.dumps({**origin, "earlier": earlier}, indent=1) + "\n"
+        self.write_texts({"provenance.json": text})
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{self.path / name} is damaged ({error}); remove it if the checkpoints are those "
+                "of this run, or use another Run.folder"
+            ) from error
 
     def write_texts(self, texts: dict[str, str]) -> None:
         """Writes small text files by name, each atomically."""

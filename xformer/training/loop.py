@@ -12,12 +12,17 @@ from xformer import partitioning
 from xformer.data.pipeline import open_batches, read_tokenizer
 from xformer.metrics import perplexity
 from xformer.tokenization.xglm import XGLMTokenizer
-from xformer.training.checkpoints import CheckpointError, CheckpointStore, Restored
+from xformer.training.checkpoints import (
+    QUARANTINE,
+    CheckpointError,
+    CheckpointStore,
+    Restored,
+)
 from xformer.training.config import Run
 from xformer.training.evaluation import evaluate, open_eval_batches, unigram_baseline
 from xformer.training.folder import FAILED, FINISHED, PREEMPTED, RUNNING, RunFolder
 from xformer.training.provenance import provenance
-from xformer.training.report import write_report
+from xformer.training.report import REPORT, write_report
 from xformer.training.runlog import RunLog, read_metrics
 from xformer.training.samples import continue_prompts
 from xformer.training.signals import PreemptedError, StopNotice
@@ -86,14 +91,16 @@ def train(run: Run, texts: dict[str, str] | None = None, *, plain: bool | None =
         identity = run.identity()
         if status:
             _check_same(status["identity"], identity, folder)
-        if status.get("status") == FINISHED:
+        if status.get("status") == FINISHED and status["step"] >= run.steps:
+            if not (folder.path / REPORT).exists():  # killed between its end and the report
+                write_report(folder.path)
             return Outcome(FINISHED, status["step"], already_finished=True)
         notice = stack.enter_context(StopNotice())
         batches = stack.enter_context(contextlib.closing(_open_training_batches(run)))
-        if run.validation_data is not None:
-            open_eval_batches(run, run.validation_data).close()
+        source = _source(run, batches.fingerprint, tokenizer)
+        if status:
+            _check_same(status["source"], source, folder)
         store = stack.enter_context(CheckpointStore(folder.checkpoints, run.checkpoints.keep))
-        source = {"data": batches.fingerprint, "tokenizer": tokenizer.fingerprint()}
         restored = store.restore(run, plan)
         if restored:
             _check_same(restored.record["identity"], identity, folder)
@@ -101,16 +108,22 @@ def train(run: Run, texts: dict[str, str] | None = None, *, plain: bool | None =
             batches.restore(restored.record["data_state"])
         elif status.get("step"):
             raise CheckpointError(
-                f"{folder.path} was at step {status['step']} but holds no checkpoint; "
+                f"{folder.path} had saved step {status['step']} but {folder.checkpoints} holds no "
+                f"checkpoint; put one back (see {folder.path / QUARANTINE}, if there is one), or "
                 "start over with another Run.folder"
             )
-        folder.write_texts(
-            {**(texts or {}), "provenance.json": _json(provenance(run.seed, source))}
-        )
+        origin = provenance(run.seed, source)
+        folder.write_texts(texts or {})
+        folder.write_provenance(origin)
         tokenizer.save_pretrained(folder.tokenizer)
         log = stack.enter_context(RunLog(folder.path, run.steps, plain=plain))
         trainer = _Trainer(run, plan, folder, store, log, notice, tokenizer, batches)
-        trainer.record = {"identity": identity, "source": source}
+        trainer.record = {
+            "identity": identity,
+            "source": source,
+            "config": texts or {},
+            "provenance": origin,
+        }
         trainer.start(restored)
         return trainer.finish()
 
@@ -137,8 +150,9 @@ class _Trainer:
         self.step = 0
         self.saved_step: int | None = None
         self.logged_step = 0
-        # Metrics of the newest step, fetched while the next one computes.
-        self.pending: StepMetrics | None = None
+        # Of the newest step, while the next one computes: metrics, and where its batch was.
+        self.pending: tuple[StepMetrics, dict[str, int]] | None = None
+        self.validated: set[int] = set()
         self.eval_step = compile_eval_step(run, plan)
 
     def start(self, restored: Restored | None) -> None:
@@ -154,26 +168,35 @@ class _Trainer:
         self.logged_step = self.step
         self._write_status(RUNNING)
         self.log.event("resumed" if restored else "started", self.step)
+        records = read_metrics(self.folder.path)
+        self.validated = {r["step"] for r in records if r["kind"] == "validation"}
 
     def finish(self) -> Outcome:
         """Runs the loop and records how it ended."""
+        try:
+            ending = self._run()
+            self._note_commits(self.store.wait())
+        except BaseException as error:
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                self.log.event("failed", self.step, error=f"{type(error).__name__}: {error}")
+                self._write_status(FAILED, error=str(error))
+            raise
+        notes = {"signal": self.notice.received} if ending == PREEMPTED else {}
+        self.log.event(ending, self.step, seconds=round(self.clock.elapsed, 3), **notes)
+        self._write_status(ending)
+        write_report(self.folder.path)
+        return Outcome(ending, self.step)
+
+    def _run(self) -> str:
+        """Runs the loop; a run that is told to stop saves what it has."""
         try:
             self._loop()
             self._write_samples()
         except PreemptedError:
             self._settle()
             self._save()
-            self.store.close()
-            self.log.event("preempted", self.step, signal=self.notice.received)
-            return self._end(PREEMPTED)
-        except BaseException as error:
-            with contextlib.suppress(OSError):  # the first error is the one to tell
-                self.log.event("failed", self.step, error=f"{type(error).__name__}: {error}")
-                self._write_status(FAILED, error=str(error))
-            raise
-        self.store.close()
-        self.log.event("finished", self.step, seconds=round(self.clock.elapsed, 3))
-        return self._end(FINISHED)
+            return PREEMPTED
+        return FINISHED
 
     def _loop(self) -> None:
         """Takes the steps that are left, with everything that is due between them."""
@@ -182,27 +205,33 @@ class _Trainer:
         key = purpose_key(run.seed, DROPOUT)
         sharding = partitioning.batch_sharding(self.plan.mesh, run.rules)
         self._validate()
-        self.clock.lap()
         while self.step < run.steps:
             self.notice.raise_if_received()
+            place = self.batches.state()
             with self.clock.activity("input"):
                 batch = partitioning.global_batch(next(self.batches), sharding)
-            result = train_step(self.state, batch, key)
+            if not train_step.traces:
+                with self.clock.activity("compilation"):
+                    result = train_step(self.state, batch, key)
+                self.clock.lap()
+            else:
+                result = train_step(self.state, batch, key)
             self._settle()  # of the step before, while this one computes
-            self.state, self.pending = result.state, result.metrics
+            self.state, self.pending = result.state, (result.metrics, place)
             self.step += 1
             self._validate()
             if self.step % run.checkpoints.every_steps == 0 or self.step == run.steps:
                 self._settle()
                 self._save()
             with self.clock.activity("checkpoint"):
-                self.store.check()
+                committed = self.store.check()
+            self._note_commits(committed)
 
     def _settle(self) -> None:
         """Waits for the newest step's metrics, counts and logs them."""
         if self.pending is None:
             return
-        metrics, self.pending = jax.device_get(self.pending), None
+        (metrics, place), self.pending = jax.device_get(self.pending), None
         progress = self.progress
         progress.tokens += int(metrics.tokens)
         progress.skipped_in_a_row = 0 if metrics.finite else progress.skipped_in_a_row + 1
@@ -213,7 +242,7 @@ class _Trainer:
                 self.step,
                 loss=float(metrics.loss),
                 gradient_norm=float(metrics.gradient_norm),
-                data_state=self.batches.state(),
+                data_state=place,
             )
         if progress.skipped_in_a_row >= self.run.nonfinite_limit:
             raise NonFiniteError(
@@ -252,12 +281,9 @@ class _Trainer:
         """Evaluates if that is due at this step and an earlier process has not done it."""
         run, every = self.run, self.run.eval_every_steps
         due = self.step in (0, run.steps) or (every and self.step % every == 0)
-        if run.validation_data is None or not due:
+        if run.validation_data is None or not due or self.step in self.validated:
             return
         self._settle()
-        kind_and_step = ("validation", self.step)
-        if any((r["kind"], r["step"]) == kind_and_step for r in read_metrics(self.folder.path)):
-            return
         with self.clock.activity("evaluation"):
             scores = evaluate(
                 run,
@@ -272,6 +298,7 @@ class _Trainer:
             scores["unigram_perplexity"] = baseline
         with self.clock.activity("log"):
             self.log.validation({"step": self.step, **scores})
+        self.validated.add(self.step)
 
     def _save(self) -> None:
         """Starts writing a checkpoint, unless this step has one."""
@@ -286,9 +313,14 @@ class _Trainer:
         with self.clock.activity("checkpoint"):
             self.store.save(self.step, self.state, self.run.execution.layers, record)
         self.saved_step = self.step
+
+    def _note_commits(self, steps: list[int]) -> None:
+        """Records checkpoints that have become complete."""
         with self.clock.activity("log"):
-            self.log.event("checkpoint", self.step)
-            self._write_status(RUNNING)
+            for step in steps:
+                self.log.event("checkpoint", step)
+            if steps:
+                self._write_status(RUNNING)
 
     def _write_samples(self) -> None:
         prompts = self.run.sample_prompts
@@ -306,13 +338,10 @@ class _Trainer:
         self.log.samples(self.step, [{"prompt": p, "continuation": c} for p, c in pairs])
 
     def _write_status(self, status: str, **details: Any) -> None:
-        saved = self.saved_step or 0
-        self.folder.write_status(status, saved, identity=self.record["identity"], **details)
-
-    def _end(self, status: str) -> Outcome:
-        self._write_status(status)
-        write_report(self.folder.path)
-        return Outcome(status, self.step)
+        """Records the newest step that is safe on the disk."""
+        saved = max(self.store.steps, default=0)
+        known = {key: self.record[key] for key in ("identity", "source")}
+        self.folder.write_status(status, saved, **known, **details)
 
 
 def _open_training_batches(run: Run) -> Any:
@@ -323,6 +352,15 @@ def _open_training_batches(run: Run) -> Any:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+
+
+def _source(run: Run, data: dict[str, Any], tokenizer: XGLMTokenizer) -> dict[str, Any]:
+    """What a run's numbers come from beside its config; opens the validation data to check them."""
+    validation = None
+    if run.validation_data is not None:
+        with contextlib.closing(open_eval_batches(run, run.validation_data)) as batches:
+            validation = batches.fingerprint
+    return {"data": data, "validation": validation, "tokenizer": tokenizer.fingerprint()}
 
 
 def _check_tokenizers(run: Run, tokenizer: XGLMTokenizer) -> None:
@@ -358,7 +396,3 @@ def _differences(saved: Any, now: Any, path: str) -> list[str]:
         parts = [_differences(saved.get(k), now.get(k), f"{path}.{k}" if path else k) for k in keys]
         return [line for part in parts for line in part]
     return [] if saved == now else [f"{path} was {saved!r} and is now {now!r}"]
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=1, default=str) + "\n"

@@ -9,6 +9,7 @@ import importlib
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -121,7 +122,7 @@ class RunLog:
             with (self._folder / SAMPLES).open("a", encoding="utf-8") as file:
                 file.write("".join(lines))
             text = "\n\n".join(f"**{one['prompt']}**{one['continuation']}" for one in samples)
-            self._event_file(step).text("samples", text, step)
+            self._event_file("samples", step).text("samples", text, step)
         for one in samples:
             self._console.line(f"sample: {short(one['prompt'])} -> {short(one['continuation'])}")
 
@@ -147,20 +148,38 @@ class RunLog:
         return written
 
     def _write_scalars(self, kind: str, record: Mapping[str, Any]) -> None:
-        scalars = {
-            f"{kind}/{key}": value
-            for key, value in record.items()
-            if isinstance(value, int | float) and key not in ("step", "time")
-        }
         with naming_run_folder(self._folder):
-            self._event_file(record["step"]).scalars(scalars, record["step"])
+            events = self._event_file(kind, record["step"])
+            events.scalars(_scalars(kind, record), record["step"])
 
-    def _event_file(self, step: int) -> "_EventFile":
+    def _event_file(self, kind: str, step: int) -> "_EventFile":
         if self._events is None:
-            # What an earlier process drew from this step on is about to be drawn again.
-            purge_step = step if self._is_resumed else None
-            self._events = _EventFile(self._folder / "tensorboard", purge_step)
+            self._events = self._open_events(kind, step)
         return self._events
+
+    def _open_events(self, kind: str, step: int) -> "_EventFile":
+        """Opens the event file of this process, in which the run is drawn as one.
+
+        Earlier processes may have drawn steps that are about to be repeated, and have lost those
+        that they had not written yet; `metrics.jsonl` has everything, so it is drawn afresh, up to
+        the record that is about to be written.
+
+        Args:
+            kind: Kind of the record that is about to be written.
+            step: Its step.
+
+        Returns:
+            The file.
+        """
+        folder = self._folder / "tensorboard"
+        shutil.rmtree(folder, ignore_errors=True)
+        events = _EventFile(folder)
+        for record in read_metrics(self._folder) if self._is_resumed else ():
+            known = (record["kind"], record["step"])
+            evaluated = record["kind"] == "validation" and known != (kind, step)
+            if evaluated or (record["kind"] == "train" and record["step"] < step):
+                events.scalars(_scalars(record["kind"], record), record["step"])
+        return events
 
     def _time_left(self, step: int) -> float | None:
         if self._first is None:
@@ -225,17 +244,13 @@ class _EventFile:
     the caller waiting at a full queue; a full disk has to be an error here.
     """
 
-    def __init__(self, folder: Path, purge_step: int | None) -> None:
+    def __init__(self, folder: Path) -> None:
         from tensorboardX.event_file_writer import EventsWriter
 
         folder.mkdir(parents=True, exist_ok=True)
         # The name has seconds in it; two processes within one must not share a file.
         self._file = EventsWriter(str(folder / "events"), f".{os.getpid()}.{time.time_ns()}")
         self._flushed = time.monotonic()
-        if purge_step is not None:
-            from tensorboardX.proto.event_pb2 import SessionLog
-
-            self._write(purge_step, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, values: Mapping[str, int | float], step: int) -> None:
         from tensorboardX.proto.summary_pb2 import Summary
@@ -258,6 +273,15 @@ class _EventFile:
         if time.monotonic() - self._flushed > _FLUSH_EVENTS_S:  # each flush is an fsync
             self._file.flush()
             self._flushed = time.monotonic()
+
+
+def _scalars(kind: str, record: Mapping[str, Any]) -> dict[str, int | float]:
+    """The numbers of a record by the name of their curve."""
+    return {
+        f"{kind}/{key}": value
+        for key, value in record.items()
+        if isinstance(value, int | float) and key not in ("step", "time")
+    }
 
 
 def _repair(path: Path) -> None:

@@ -4,6 +4,9 @@ import contextlib
 import time
 from collections.abc import Iterator
 
+BESIDE = ("compilation", "evaluation")
+"""Activities that are no part of training."""
+
 
 class Stopwatch:
     """Adds up wall time by activity; what belongs to none is the training steps themselves."""
@@ -12,7 +15,7 @@ class Stopwatch:
         """Starts now."""
         self._start = time.perf_counter()
         self._spent: dict[str, float] = {}
-        self._steps_seen = 0.0
+        self._lapped = 0.0
 
     @contextlib.contextmanager
     def activity(self, name: str) -> Iterator[None]:
@@ -29,12 +32,13 @@ class Stopwatch:
         return time.perf_counter() - self._start
 
     def fraction(self, name: str) -> float:
-        """Share of the elapsed time that an activity took."""
-        return self._spent.get(name, 0.0) / max(self.elapsed, 1e-9)
+        """Share of an activity in the time spent training, which leaves out `BESIDE`."""
+        training = self.elapsed - sum(self._spent.get(beside, 0.0) for beside in BESIDE)
+        return self._spent.get(name, 0.0) / max(training, 1e-9)
 
     def lap(self) -> float:
-        """Seconds since the last lap, without evaluation and other work beside the steps."""
-        beside = sum(seconds for name, seconds in self._spent.items() if name != "input")
-        steps = self.elapsed - beside
-        lap, self._steps_seen = steps - self._steps_seen, steps
+        """Seconds since the last lap that went into steps and waiting for their input."""
+        other = sum(seconds for name, seconds in self._spent.items() if name != "input")
+        steps = self.elapsed - other
+        lap, self._lapped = steps - self._lapped, steps
         return max(lap, 1e-9)
