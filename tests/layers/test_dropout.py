@@ -28,7 +28,9 @@ def test_dropout_leaves_alone_without_key_or_rate(rate, key):
 
 
 def test_dropout_of_everything_is_zero():
-    np.testing.assert_array_equal(dropout(jnp.ones(5), 1.0, KEY), np.zeros(5))
+    y, pull = jax.vjp(lambda x: dropout(x, 1.0, KEY), jnp.ones(5))
+    np.testing.assert_array_equal(y, np.zeros(5))
+    np.testing.assert_array_equal(pull(y), np.zeros((1, 5)))
 
 
 def test_dropout_keeps_the_dtype():

@@ -196,6 +196,7 @@ def test_gradient_passes_through_the_output_struct(model):
 def test_optional_outputs_come_on_request(model):
     xglm = model(add_cross_attention=True)
     assert set(xglm(IDS)) == {"logits"}
+    assert set(xglm(IDS, output_attentions=True)) == {"logits", "attentions"}
     out = xglm(IDS, encoder_hidden_states=STATES, output_attentions=True, output_hidden_states=True)
     assert list(out) == ["logits", "hidden_states", "attentions", "cross_attentions"]
     assert [state.shape for state in out.hidden_states] == [(B, T, 12)] * 3
@@ -265,6 +266,32 @@ def test_each_kind_of_dropout_acts_in_training_only(model, field):
     outcomes = {np.asarray(train(seed)).tobytes() for seed in range(8)}
     assert len(outcomes) >= (2 if field == "layerdrop" else 8)
     assert any(not np.allclose(train(seed), plain, atol=1e-3) for seed in range(8))
+
+
+def count_draws(jaxpr):
+    """How often a program draws random bits, the programs within it included."""
+    total = 0
+    for equation in jaxpr.eqns:
+        total += equation.primitive.name == "random_bits"
+        inner = jax.tree.leaves(equation.params, is_leaf=lambda leaf: hasattr(leaf, "eqns"))
+        total += sum(count_draws(one) for one in inner if hasattr(one, "eqns"))
+    return total
+
+
+@pytest.mark.parametrize(
+    "field, places",
+    [
+        ("dropout", 1 + 3 * 2),  # embeddings; in each layer two attentions and the feed-forward
+        ("attention_dropout", 2 * 2),
+        ("activation_dropout", 2),
+        ("layerdrop", 2),
+    ],
+)
+def test_dropout_is_drawn_in_every_place(model, field, places):
+    xglm = model(add_cross_attention=True, **{field: 0.4})
+    inputs = {"encoder_hidden_states": STATES, "deterministic": False}
+    run = functools.partial(xglm, IDS, **inputs, rngs={"dropout": jax.random.key(0)})
+    assert count_draws(jax.make_jaxpr(lambda: run().logits)()) == places
 
 
 @pytest.mark.parametrize(
