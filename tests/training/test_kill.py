@@ -119,9 +119,9 @@ def test_ten_kills_change_no_bit(start, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     finish(start(whole))
     draw = random.Random(20261121)
-    for kill in range(KILLS):
+    for number in range(KILLS):
         process = start(killed)
-        if kill % 3 == 2:  # at any time: start-up, restoring, compiling, the first steps
+        if number % 3 == 2:  # at any time: start-up, restoring, compiling, the first steps
             time.sleep(draw.uniform(0.1, 5.0))
         else:  # while it trains, evaluates or saves
             target = newest_step(killed) + draw.randint(2, 2 * STEPS // KILLS)
@@ -196,7 +196,8 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(start, small_disk):
             pass
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 2, output[-3000:]
-    assert re.search(r"^error: .*Run\.folder", output, re.MULTILINE), output[-3000:]
+    # Threads of the libraries write to the same stream, sometimes on the same line.
+    assert re.search(r"error: .*Run\.folder", output), output[-3000:]
     committed = {p.parent.name for p in folder.glob("checkpoints/*/commit_success.txt")}
     assert committed
     filler.unlink()

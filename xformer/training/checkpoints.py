@@ -172,7 +172,8 @@ class CheckpointStore:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            with self._naming_failure():
+                self._manager.close()
             if self._is_writer:
                 self._empty_trash()
                 self._finish_cleaning()
