@@ -1,12 +1,14 @@
 """The README's code runs, its run file builds, its commands exist."""
 
+import importlib
 import re
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 
-from xformer.cli.main import COMMANDS
+from xformer.cli.main import COMMANDS, _parse
 from xformer.configurables import load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,5 +40,7 @@ def test_the_run_file_builds_with_the_mesh_that_is_offered(tmp_path):
 @pytest.mark.parametrize(
     "line", re.findall(r"^\.venv/bin/xformer (.*)$", "\n".join(blocks("")), re.M)
 )
-def test_the_commands_exist(line):
-    assert line.split()[0] in COMMANDS
+def test_the_commands_are_understood(line):
+    command, *arguments = shlex.split(line)
+    module = importlib.import_module(COMMANDS[command][0])
+    assert _parse(command, module, arguments)

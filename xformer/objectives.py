@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from xformer.layers.heads import CausalLM
 from xformer.losses import IGNORED, LossSums, cross_entropy
 
 Batch = Mapping[str, Array]
@@ -24,6 +25,9 @@ class NextToken:
 
     z_loss: float = 0.0
     label_smoothing: float = 0.0
+
+    heads = (CausalLM,)
+    """Heads whose outputs the objective can score."""
 
     def __post_init__(self) -> None:
         """Checks the ranges.

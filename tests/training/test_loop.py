@@ -12,6 +12,7 @@ import pytest
 from xformer import partitioning
 from xformer.data.pipeline import PreparedData, TextData
 from xformer.layers.execution import Execution
+from xformer.layers.heads import Base
 from xformer.optim import AdamW, Constant, Cosine
 from xformer.partitioning import MeshConfig
 from xformer.training.checkpoints import CheckpointError, CheckpointStore
@@ -320,3 +321,8 @@ def test_training_on_raw_text_resumes_exactly(make_run, corpus, tmp_path, curve)
     finish()
     train(run, plain=True)
     assert curve(tmp_path / "run") == curve(tmp_path / "whole")
+
+
+def test_a_head_that_the_objective_cannot_score_is_refused(make_run):
+    with pytest.raises(ValueError, match=r"Run.objective NextToken needs Run.head .*CausalLM"):
+        make_run(head=Base())

@@ -71,10 +71,12 @@ class XGLMConfig:
         init_std: Standard deviation of the normal initialisation.
         scale_embedding: Whether token vectors are multiplied by sqrt(d_model).
         use_cache: Whether generation keeps keys and values instead of recomputing them.
-        decoder_start_token_id: Token that decoding starts from.
+        decoder_start_token_id: Token that a prompt starts with, for those who build prompts;
+            nothing here reads it.
         pad_token_id: Token of padding; its embedding starts at zero, and the position row of the
             same number is cleared, as published.
-        bos_token_id: Token that begins a sequence.
+        bos_token_id: Token that begins a sequence, for those who build sequences; nothing here
+            reads it.
         eos_token_id: Token that ends a sequence.
         add_cross_attention: Whether layers attend to `encoder_hidden_states`.
         tie_word_embeddings: Whether the output projection is the token table.

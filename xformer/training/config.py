@@ -129,6 +129,12 @@ class Run:
                 f"Run.head must be one of {legal} for {type(self.model).__name__}, "
                 f"got {type(self.head).__name__}"
             )
+        if type(self.head) not in self.objective.heads:
+            legal = [head.__name__ for head in self.objective.heads]
+            raise ValueError(
+                f"Run.objective {type(self.objective).__name__} needs Run.head to be one of "
+                f"{legal}, got {type(self.head).__name__}"
+            )
         self.optimizer.build(self.steps)  # refuses a schedule that does not fit into the run
 
     def identity(self) -> dict[str, Any]:
