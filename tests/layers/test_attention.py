@@ -160,6 +160,13 @@ def test_multi_head_attention_appends_to_its_cache():
     np.testing.assert_allclose(jnp.concatenate(steps, 1), full.x_BTD, rtol=1e-5, atol=1e-6)
 
 
+def test_multi_head_attention_refuses_a_cache_without_its_length():
+    apply, params, x = attention()
+    zeros = jnp.zeros((1, T, 2, 3))
+    with pytest.raises(ValueError, match="a cache needs cache_start, the number of tokens in it"):
+        apply({"params": params}, x, mask=Mask(causal=True), cache=LayerCache(zeros, zeros))
+
+
 def test_multi_head_attention_takes_another_core():
     assert isinstance(uniform_core, AttentionCore) and isinstance(dense_attention, AttentionCore)
     apply, params, x = attention(core=uniform_core)

@@ -165,6 +165,20 @@ def test_restack_is_its_own_inverse_and_touches_stacks_only():
         jax.tree.map(np.testing.assert_array_equal, restack(form, layers), form)
 
 
+@pytest.mark.parametrize(
+    "numbered",
+    [
+        {"0": {"w": jnp.ones(2)}, "1": {"w": jnp.ones(3)}},
+        {"0": {"w": jnp.ones(2)}, "1": {"v": jnp.ones(2)}},
+        {"0": jnp.ones(2), "1": jnp.ones(2)},
+        {"1": {"w": jnp.ones(2)}, "2": {"w": jnp.ones(2)}},
+        {},
+    ],
+)
+def test_restack_leaves_dicts_alone_that_only_look_like_stacks(numbered):
+    assert jax.tree.structure(restack(numbered, "scan")) == jax.tree.structure(numbered)
+
+
 @pytest.mark.parametrize("optimizer", [optax.adamw(0.1), optax.sgd(0.1, momentum=0.9)])
 def test_restack_converts_optimizer_state(optimizer):
     update = jax.jit(lambda params: optimizer.update(params, optimizer.init(params), params)[1])

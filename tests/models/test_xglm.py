@@ -330,14 +330,38 @@ def test_low_precision_is_near_float32(model, dtype, tolerance, tied):
             r"head_mask must have shape \(2, 3\), got \(3, 2\)",
         ),
         (
+            {"input_ids": IDS, "attention_mask": jnp.ones((1, T), int)},
+            r"attention_mask must have shape \(2, 7\), got \(1, 7\)",
+        ),
+        (
+            {"input_ids": IDS, "attention_mask": jnp.ones((B, 1), int)},
+            r"attention_mask must have shape \(2, 7\), got \(2, 1\)",
+        ),
+        (
+            {"input_ids": IDS, "cross_attn_head_mask": jnp.ones((2, 3))},
+            "encoder_attention_mask and cross_attn_head_mask need encoder_hidden_states",
+        ),
+        (
+            {"input_ids": IDS, "encoder_attention_mask": jnp.ones((B, 5), int)},
+            "encoder_attention_mask and cross_attn_head_mask need encoder_hidden_states",
+        ),
+        (
             {"input_ids": IDS, "cross_attn_head_mask": jnp.ones((1, 3))},
             r"cross_attn_head_mask must have shape \(2, 3\), got \(1, 3\)",
         ),
     ],
 )
-def test_contradictory_inputs_are_refused(model, inputs, message):
+def test_contradictory_inputs_are_refused(untyped, model, inputs, message):
     with pytest.raises(ValueError, match=message):
         model()(**inputs)
+
+
+def test_encoder_mask_of_another_shape_is_refused(untyped, model):
+    xglm = model(add_cross_attention=True).module
+    run = functools.partial(xglm.apply, {"params": model(add_cross_attention=True).params}, IDS)
+    for shape in [(1, 5), (B, 1)]:
+        with pytest.raises(ValueError, match=r"encoder_attention_mask must have shape \(2, 5\)"):
+            run(encoder_hidden_states=STATES, encoder_attention_mask=jnp.ones(shape, int))
 
 
 def test_cache_refuses_packed_rows_and_too_many_tokens(model):
@@ -348,6 +372,8 @@ def test_cache_refuses_packed_rows_and_too_many_tokens(model):
     short = xglm.module.config.empty_cache(B, 5, Execution())
     with pytest.raises(ValueError, match="max_length=5 holds 0 tokens and cannot take 7 more"):
         xglm(IDS, cache=short)
+    with pytest.raises(ValueError, match=r"attention_mask must have shape \(2, 7\), got \(2, 3\)"):
+        xglm(IDS[:, :3], attention_mask=jnp.ones((B, 3), int), cache=cache)
     full = dataclasses.replace(cache, length=jnp.int32(T))
     with pytest.raises(ValueError, match="max_length=7 holds 7 tokens and cannot take 1 more"):
         xglm.module.apply({"params": xglm.params}, IDS[:, :1], cache=full)

@@ -17,7 +17,7 @@ from xformer.models.xglm import XGLMConfig
 
 IDS = jnp.asarray(np.random.default_rng(1).integers(3, 19, (2, 7)), jnp.int32)
 LONG = {"position_ids": jnp.arange(12, 19)[None]}
-TRAIN = {"deterministic": False, "rngs": {"dropout": jax.random.key(0)}}
+TRAIN = {"deterministic": False, "rngs": {"dropout": jax.random.key(1)}}
 
 # Field -> another value and what it changes.
 CHANGES = {
@@ -33,10 +33,10 @@ CHANGES = {
     "activation_function": ("relu", "outputs"),
     "scale_embedding": (False, "outputs"),
     "max_position_embeddings": (32, "outputs of late positions"),
-    "dropout": (0.1, "outputs in training"),
-    "attention_dropout": (0.1, "outputs in training"),
-    "activation_dropout": (0.1, "outputs in training"),
-    "layerdrop": (0.9, "outputs in training"),
+    "dropout": (0.4, "outputs in training"),
+    "attention_dropout": (0.4, "outputs in training"),
+    "activation_dropout": (0.4, "outputs in training"),
+    "layerdrop": (0.4, "outputs in training"),  # the key above drops a layer
     "use_cache": (False, "program of generation"),
     "eos_token_id": (None, "generated tokens"),  # the value is the first token that is generated
 }
@@ -186,10 +186,10 @@ class Unknown:
     """A head or a family that nobody has."""
 
 
-def test_build_refuses_what_it_does_not_know():
+def test_build_refuses_what_it_does_not_know(untyped):
     assert supported_heads(XGLMConfig()) == (Base, CausalLM)
     message = r"has no head Unknown; set Run.head or Run.model to one of "
     with pytest.raises(ValueError, match=rf"XGLMConfig {message}\['Base', 'CausalLM'\]"):
-        build.__wrapped__(XGLMConfig(), Unknown())  # the type check in tests comes first
+        build(XGLMConfig(), Unknown())
     with pytest.raises(ValueError, match=r"Unknown has no head CausalLM; .*\['XGLMConfig'\]"):
-        build.__wrapped__(Unknown(), CausalLM())
+        build(Unknown(), CausalLM())

@@ -283,35 +283,59 @@ class Fragile(NextToken):
 
 
 @functools.cache
-def fragile_step():
-    made = single(CALM, optimizer=AdamW(0.1))
+def fragile_step(optimizer):
+    made = single(CALM, optimizer=optimizer)
     step = functools.partial(
         train_step,
         module=made.plan.module,
         objective=Fragile(),
         optimizer=made.plan.optimizer,
-        learning_rate=optax.constant_schedule(0.1),
+        learning_rate=optimizer.schedule(CALM.steps),
     )
     batch = jax.tree.map(jnp.asarray, make_batch())
-    return jax.jit(step), made.start(step=1), batch
+
+    def run(state, factor=1.0, under_root=1.0):
+        extra = {"factor": jnp.float32(factor), "under_root": jnp.float32(under_root)}
+        return jitted(state, batch | extra, KEY)
+
+    jitted = jax.jit(step)
+    return run, made.start(step=1)
+
+
+def assert_taken(result, state, is_taken):
+    """Whether a step was taken, or counted and left everything else as it was, to the bit."""
+    assert bool(result.metrics.finite) == is_taken and int(result.state.step) == 2
+    old, new = jax.device_get([(one.params, one.opt_state) for one in (state, result.state)])
+    same = jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), old, new)
+    assert all(jax.tree.leaves(same)) != is_taken
 
 
 @pytest.mark.parametrize(
     "factor, under_root, loss_is_finite, is_taken",
-    [(1.0, 1.0, True, True), (np.inf, 1.0, False, False), (np.nan, 1.0, False, False),
-     (1.0, 0.0, True, False)],
-    ids=["all finite", "infinite loss", "loss is NaN", "gradient is NaN"],
-)  # fmt: skip
+    [
+        pytest.param(1.0, 1.0, True, True, id="all finite"),
+        pytest.param(np.inf, 1.0, False, False, id="infinite loss"),
+        pytest.param(np.nan, 1.0, False, False, id="loss is NaN"),
+        pytest.param(1.0, 0.0, True, False, id="gradient is NaN"),
+    ],
+)
 def test_step_that_is_not_finite_changes_nothing(factor, under_root, loss_is_finite, is_taken):
-    step, state, batch = fragile_step()
-    extra = {"factor": jnp.float32(factor), "under_root": jnp.float32(under_root)}
-    result = jax.device_get(step(state, batch | extra, KEY))
-    assert bool(result.metrics.finite) == is_taken
+    optimizer = AdamW(Linear(0.1, warmup_steps=4))
+    step, state = fragile_step(optimizer)
+    result = step(state, factor, under_root)
+    assert_taken(result, state, is_taken)
     assert np.isfinite(result.metrics.loss) == loss_is_finite
-    assert result.state.step == 2
-    old, new = ((one.params, one.opt_state) for one in (jax.device_get(state), result.state))
-    same = jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), old, new)
-    assert all(jax.tree.leaves(same)) != is_taken
+    # The learning rate goes on from the steps that were taken, and is reported as it was applied.
+    rates = [float(one.metrics.learning_rate) for one in (result, step(result.state))]
+    expected = [float(optimizer.schedule(CALM.steps)(step)) for step in (0, int(is_taken))]
+    assert rates == pytest.approx(expected)
+
+
+def test_step_whose_update_overflows_changes_nothing():
+    step, state = fragile_step(SGD(3e38, momentum=0.0, clip_norm=None))
+    result = step(state, factor=10.0)
+    assert np.isfinite(result.metrics.gradient_norm)
+    assert_taken(result, state, False)
 
 
 # Evaluation
