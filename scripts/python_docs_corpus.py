@@ -16,13 +16,14 @@ import argparse
 import ast
 import hashlib
 import json
-import os
 import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
+
+from xformer.files import write_atomic
 
 # Tests and what is not of the library; `site-packages` differs from machine to machine.
 SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
@@ -166,18 +167,12 @@ def write_jsonl(path: Path, documents: dict[str, str]) -> None:
         path: the file.
         documents: text by name.
     """
+    rows = (
+        {"id": name, "text": text.encode(errors="replace").decode()}
+        for name, text in documents.items()
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    building = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with building.open("w", encoding="utf-8") as file:
-            for name, text in documents.items():
-                row = {"id": name, "text": text.encode(errors="replace").decode()}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        building.replace(path)
-    finally:
-        building.unlink(missing_ok=True)
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Writing a file so that a reader finds the old content or the new, never a part."""
+"""Writing files so that a reader finds the old content or the new, never a part."""
 
 import os
 import tempfile
@@ -16,20 +16,32 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         OSError: if the folder cannot be written or the disk is full; the old content stays.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        write_synced(temporary, data)
+        temporary.chmod(0o666 & ~umask())
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
-def _umask() -> int:
+def write_synced(path: Path, content: bytes) -> None:
+    """Writes a file and waits until it is on the disk.
+
+    Args:
+        path: The file.
+        content: Its content.
+    """
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def umask() -> int:
     """The permissions that new files do not get; it can only be read by setting it."""
     mask = os.umask(0o077)
     os.umask(mask)

@@ -42,6 +42,36 @@ def vocabulary(corpus):
     return manifest["tokenizer"]["vocab_size"]
 
 
+RUN_FILE = """
+Run.model = @XGLMConfig()
+XGLMConfig.vocab_size = {vocabulary}
+XGLMConfig.max_position_embeddings = 32
+XGLMConfig.num_layers = 2
+XGLMConfig.attention_heads = 2
+Run.head = @heads.CausalLM()
+Run.objective = @NextToken()
+Run.optimizer = @AdamW()
+AdamW.learning_rate = 3e-3
+Run.train_data = @train/PreparedData()
+train/PreparedData.path = "{corpus}/train"
+Run.validation_data = @validation/PreparedData()
+validation/PreparedData.path = "{corpus}/validation"
+Run.batch_size = 8
+Run.folder = "{folder}"
+"""
+
+
+@pytest.fixture(scope="session")
+def write_run_file(corpus, vocabulary):
+    """Writes a run file for a folder, with more lines of one's own."""
+
+    def write(path, folder, *lines):
+        text = RUN_FILE.format(vocabulary=vocabulary, corpus=corpus, folder=folder)
+        path.write_text(text + "\n".join(lines) + "\n")
+
+    return write
+
+
 @pytest.fixture
 def make_run(corpus, vocabulary, tmp_path):
     """Makes a small run with dropout, validation and two checkpoints; keywords replace fields."""

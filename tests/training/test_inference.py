@@ -15,37 +15,21 @@ from xformer.training.inference import load_trained
 from xformer.training.loop import train
 from xformer.training.runlog import read_metrics
 
-CONFIG = """
-Run.model = @XGLMConfig()
-XGLMConfig.vocab_size = {vocabulary}
-XGLMConfig.max_position_embeddings = 32
-XGLMConfig.d_model = 16
-XGLMConfig.ffn_dim = 32
-XGLMConfig.num_layers = 2
-XGLMConfig.attention_heads = 2
-Run.head = @heads.CausalLM()
-Run.objective = @NextToken()
-Run.optimizer = @AdamW()
-AdamW.learning_rate = 1e-2
-Run.train_data = @train/PreparedData()
-train/PreparedData.path = "{corpus}/train"
-Run.validation_data = @validation/PreparedData()
-validation/PreparedData.path = "{corpus}/validation"
-Run.steps = 6
-Run.batch_size = 8
-Run.folder = "{folder}"
-Run.execution = @Execution()
-Execution.layers = "scan"
-"""
-
 
 @pytest.fixture(scope="module")
-def run_folder(corpus, vocabulary, tmp_path_factory):
+def run_folder(write_run_file, tmp_path_factory):
     """A finished run, made by the command line and then moved."""
     place = tmp_path_factory.mktemp("inference")
     gin_file = place / "run.gin"
-    text = CONFIG.format(vocabulary=vocabulary, corpus=corpus, folder=place / "run")
-    gin_file.write_text(text)
+    write_run_file(
+        gin_file,
+        place / "run",
+        "Run.steps = 6",
+        "XGLMConfig.d_model = 16",
+        "XGLMConfig.ffn_dim = 32",
+        "Run.execution = @Execution()",
+        'Execution.layers = "scan"',
+    )
     assert main(["train", "--gin_file", str(gin_file), "--plain"]) == 0
     return (place / "run").rename(place / "moved")
 

@@ -17,35 +17,9 @@ from xformer.training.signals import EXIT_PREEMPTED
 STEPS = 200
 KILLS = 10
 
-CONFIG = """
-Run.model = @XGLMConfig()
-XGLMConfig.vocab_size = {vocabulary}
-XGLMConfig.max_position_embeddings = 32
-XGLMConfig.d_model = 32
-XGLMConfig.ffn_dim = 64
-XGLMConfig.num_layers = 2
-XGLMConfig.attention_heads = 2
-Run.head = @heads.CausalLM()
-Run.objective = @NextToken()
-Run.optimizer = @AdamW()
-AdamW.learning_rate = 3e-3
-Run.train_data = @train/PreparedData()
-train/PreparedData.path = "{corpus}/train"
-Run.validation_data = @validation/PreparedData()
-validation/PreparedData.path = "{corpus}/validation"
-Run.steps = {steps}
-Run.batch_size = 8
-Run.eval_every_steps = 40
-Run.eval_batches = 2
-Run.log_every_steps = 1
-Run.folder = "{folder}"
-Run.checkpoints = @Checkpoints()
-Checkpoints.every_steps = 10
-"""
-
 
 @pytest.fixture
-def start(corpus, vocabulary, compilation_cache, tmp_path):
+def start(write_run_file, compilation_cache, tmp_path):
     """Starts `xformer train` on a run folder; returns the process."""
     environment = {
         **{key: value for key, value in os.environ.items() if key != "XLA_FLAGS"},
@@ -58,8 +32,17 @@ def start(corpus, vocabulary, compilation_cache, tmp_path):
 
     def start(folder, steps=STEPS):
         gin_file = tmp_path / f"{folder.name}.gin"
-        gin_file.write_text(
-            CONFIG.format(vocabulary=vocabulary, corpus=corpus, folder=folder, steps=steps)
+        write_run_file(
+            gin_file,
+            folder,
+            f"Run.steps = {steps}",
+            "XGLMConfig.d_model = 32",
+            "XGLMConfig.ffn_dim = 64",
+            "Run.eval_every_steps = 40",
+            "Run.eval_batches = 2",
+            "Run.log_every_steps = 1",
+            "Run.checkpoints = @Checkpoints()",
+            "Checkpoints.every_steps = 10",
         )
         command = [sys.executable, "-m", "xformer.cli.main", "train", "--gin_file", str(gin_file)]
         process = subprocess.Popen(

@@ -1,11 +1,12 @@
 """Reading and writing tokenizer folders: size caps on the way in, renames on the way out."""
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from xformer.files import umask, write_synced
 
 MAX_MODEL_BYTES = 64 * 2**20
 MAX_CONFIG_BYTES = 8 * 2**20
@@ -73,9 +74,9 @@ def write_folder(folder: Path, files: dict[str, bytes]) -> tuple[str, ...]:
     building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         for name, content in files.items():
-            _write_synced(building / name, content)
+            write_synced(building / name, content)
         if not folder.exists():
-            building.chmod(0o777 & ~_umask())
+            building.chmod(0o777 & ~umask())
             building.rename(folder)
         else:
             for name in files:
@@ -83,16 +84,3 @@ def write_folder(folder: Path, files: dict[str, bytes]) -> tuple[str, ...]:
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return tuple(str(folder / name) for name in files)
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
