@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 import json
 import os
 import shutil
@@ -19,8 +20,18 @@ from xformer.training.checkpoints import CheckpointError, CheckpointStore, _reco
 from xformer.training.fingerprint import tree_checksums
 from xformer.training.state import blueprint, create_state
 
+
 # orbax abandons coroutines when reading fails; their complaints are about the damage made here.
-abandons_coroutines = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def abandons_coroutines(test):
+    ignored = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    return pytest.mark.usefixtures("collected")(ignored(test))
+
+
+@pytest.fixture
+def collected():
+    """Makes a test's complaints appear in it and not in a later one."""
+    yield
+    gc.collect()
 
 
 @functools.cache
