@@ -16,8 +16,9 @@ from xformer import partitioning
 from xformer.layers.execution import Execution
 from xformer.optim import SGD, Adafactor, AdamW
 from xformer.partitioning import MeshConfig
-from xformer.training.checkpoints import CheckpointError, CheckpointStore, _record_hash
+from xformer.training.checkpoints import CheckpointError, CheckpointStore
 from xformer.training.fingerprint import tree_checksums
+from xformer.training.integrity import _hash
 from xformer.training.state import blueprint, create_state
 
 
@@ -283,7 +284,7 @@ def test_another_dtype_is_refused(folder, run):
     path = "params/model/layer_norm/scale"
     content["arrays"][path][1] = "bfloat16"
     del content["sha256"]
-    record.write_text(json.dumps({**content, "sha256": _record_hash(content)}))
+    record.write_text(json.dumps({**content, "sha256": _hash(content)}))
     with pytest.raises(CheckpointError, match=rf"{path} is .*bfloat16.*float32"):
         restore(folder, run)
 

@@ -8,8 +8,6 @@ is tried.
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -24,7 +22,16 @@ from orbax.checkpoint.options import AtomicityMode, AtomicityOptions
 
 from xformer.layers.stack import restack
 from xformer.training.config import Run
-from xformer.training.fingerprint import tree_checksums
+from xformer.training.integrity import (
+    DamagedError,
+    MismatchError,
+    brief,
+    check_contents,
+    check_forms,
+    check_record,
+    is_damage,
+    seal,
+)
 from xformer.training.state import Blueprint, TrainState, blueprint
 
 QUARANTINE = "quarantine"
@@ -119,15 +126,9 @@ class CheckpointStore:
         """
         self.check()
         self._empty_trash()
-        record = {
-            **record,
-            "layers": layers,
-            "arrays": _describe(state),
-            "checksums": tree_checksums(state),
-        }
         args = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state),
-            record=ocp.args.JsonSave({**record, "sha256": _record_hash(record)}),
+            record=ocp.args.JsonSave(seal({**record, "layers": layers}, state)),
         )
         with self._naming_failure():
             accepted = self._manager.save(step, args=args)
@@ -235,15 +236,15 @@ class CheckpointStore:
             try:
                 record = self._read_record(step)
                 tree = self._read(step, record, target(record["layers"]))
-            except _MismatchError as error:
+            except MismatchError as error:
                 raise CheckpointError(
                     f"checkpoint {self._folder / str(step)} holds another state than the run: "
                     f"{error}; use the config it was saved with, or another Run.folder"
                 ) from error
             except Exception as error:  # orbax raises bare ones for damaged files
-                if not _is_damage(error):
+                if not is_damage(error):
                     raise
-                damaged[step] = _brief(error)
+                damaged[step] = brief(error)
                 continue
             for bad in damaged:
                 self._set_aside(bad)
@@ -258,30 +259,22 @@ class CheckpointStore:
     def _read_record(self, step: int) -> dict[str, Any]:
         args = ocp.args.Composite(record=ocp.args.JsonRestore())
         record = self._manager.restore(step, args=args).record
-        if record.pop("sha256", None) != _record_hash(record):
-            raise _DamagedError("the record beside the state has been changed")
+        check_record(record)
         return record
 
     def _read(self, step: int, record: dict[str, Any], target: Any) -> Any:
         """Reads the arrays of a target and verifies them."""
-        wanted = _describe(target)
-        saved = record["arrays"]
-        if isinstance(target, TrainState):
-            _compare(saved, wanted)
-        else:  # a part of the state
-            _compare({path: saved[path] for path in saved.keys() & wanted.keys()}, wanted)
+        whole = isinstance(target, TrainState)
+        check_forms(record, target, whole=whole)
         restore = ocp.args.PyTreeRestore(
             item=target,
             restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-            partial_restore=not isinstance(target, TrainState),
+            partial_restore=not whole,
         )
         tree = self._manager.restore(step, args=ocp.args.Composite(state=restore)).state
-        sums = tree_checksums(tree)
-        damaged = [path for path, value in sums.items() if record["checksums"][path] != value]
-        if damaged:
-            raise _DamagedError(f"checksums differ for {damaged}")
+        check_contents(record, tree)
         if isinstance(tree, TrainState) and int(tree.step) != step:
-            raise _DamagedError(f"it holds step {int(tree.step)}")
+            raise DamagedError(f"it holds step {int(tree.step)}")
         return tree
 
     @property
@@ -317,66 +310,14 @@ class CheckpointStore:
             yield
         except Exception as error:
             raise CheckpointError(
-                f"a checkpoint could not be written to {self._folder} ({_brief(error)}); earlier "
+                f"a checkpoint could not be written to {self._folder} ({brief(error)}); earlier "
                 "ones are untouched. Free space or change Run.folder, then start again"
             ) from error
-
-
-class _MismatchError(Exception):
-    """A checkpoint's arrays are not those of the run."""
-
-
-class _DamagedError(Exception):
-    """A checkpoint is not what was saved."""
-
-
-# Errors that say nothing about the files: another try may well succeed.
-_PASSING = (MemoryError, OSError, jax.errors.JaxRuntimeError, AttributeError, ImportError)
-_PASSING_WORDS = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
-
-
-def _is_damage(error: Exception) -> bool:
-    """Whether an error in reading says that the files are not what was saved."""
-    if isinstance(error, FileNotFoundError):
-        return True
-    passing = isinstance(error, _PASSING) or isinstance(error.__cause__, MemoryError)
-    return not passing and not any(word in str(error) for word in _PASSING_WORDS)
-
-
-def _record_hash(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _describe(tree: Any) -> dict[str, list]:
-    """Shape and dtype of every array of a pytree, as JSON."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): [list(leaf.shape), str(leaf.dtype)]
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-    }
 
 
 def _delete(folders: list[Path]) -> None:
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _brief(error: Exception) -> str:
-    """An error on one line: the libraries below print whole arrays."""
-    line = f"{type(error).__name__}: {error}".splitlines()[0]
-    return line if len(line) <= 200 else line[:199] + "…"
-
-
-def _compare(saved: dict[str, list], wanted: dict[str, list]) -> None:
-    differences = [f"{path} is missing" for path in wanted.keys() - saved.keys()]
-    differences += [f"{path} is not in the run" for path in saved.keys() - wanted.keys()]
-    differences += [
-        f"{path} is {saved[path]}, the run has {wanted[path]}"
-        for path in wanted.keys() & saved.keys()
-        if saved[path] != wanted[path]
-    ]
-    if differences:
-        more = f" and {len(differences) - 8} more" if len(differences) > 8 else ""
-        raise _MismatchError("; ".join(sorted(differences)[:8]) + more)
 
 
 def _target(run: Run, plan: Blueprint, layers: str) -> TrainState:
