@@ -88,10 +88,13 @@ def test_tokens_of_equal_probability_stay_together(sampling):
     assert kept(sampling, [0.4, 0.25, 0.25, 0.1]) == [0, 1, 2]
 
 
-def test_every_row_has_its_own_limit():
-    logits = jnp.log(jnp.array([[0.9, 0.06, 0.04], [0.04, 0.48, 0.48]]))
-    allowed = np.isfinite(allowed_logits(logits, Sampling(1.0, top_p=0.8)))
-    assert allowed.tolist() == [[True, False, False], [False, True, True]]
+@pytest.mark.parametrize("sampling", [Sampling(1.0, top_k=1), Sampling(1.0, top_p=0.5)], ids=str)
+def test_every_row_has_its_own_limit(sampling):
+    logits = jnp.log(jnp.array([[0.8, 0.1, 0.1], [0.1, 0.2, 0.7]]))
+    for shift in (9.0, -9.0):  # scores need not be on one scale
+        shifted = logits + jnp.array([[0.0], [shift]])
+        allowed = np.isfinite(allowed_logits(shifted, sampling))
+        assert allowed.tolist() == [[True, False, False], [False, False, True]]
 
 
 @pytest.mark.parametrize(

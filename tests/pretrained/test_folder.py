@@ -71,13 +71,12 @@ def split(folder, parts=3):
 def assert_same(actual, expected):
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    assert {leaf.dtype for leaf in jax.tree.leaves(actual)} == {np.dtype("float32")}
 
 
 def test_what_was_written_is_read(folder, params):
     assert read_config(folder) == read_config(str(folder)) == CONFIG
-    read = read_params(folder, CONFIG, CausalLM())
-    assert_same(read, params)
-    assert {leaf.dtype for leaf in jax.tree.leaves(read)} == {np.dtype("float32")}
+    assert_same(read_params(folder, CONFIG, CausalLM()), params)
 
 
 def test_weights_are_found_by_their_published_names_and_layout(folder):

@@ -61,11 +61,13 @@ def test_moved_content_is_noticed():
     expected = value(jnp.asarray(x))
     swapped = x.copy()
     swapped[[0, 5], [3, 9]] = x[[5, 0], [9, 3]]
+    within = x.copy()
+    within[3, [2, 7]] = x[3, [7, 2]]
     rows = x[[1, 0, *range(2, 8)]]
     page = x.copy()
     page[2:4] = 0.0  # a page that was never written
     shifted = np.roll(x, 1)
-    changed = [swapped, rows, page, shifted, x[::-1].copy(), x.T.copy(), np.zeros_like(x)]
+    changed = [swapped, within, rows, page, shifted, x[::-1].copy(), x.T.copy(), np.zeros_like(x)]
     values = {value(jnp.asarray(one)) for one in changed}
     assert len(values) == len(changed) and expected not in values
 

@@ -279,7 +279,7 @@ class Fragile(NextToken):
     def loss(self, outputs, batch):
         sums = super().loss(outputs, batch)
         root = jnp.sqrt(batch["under_root"] * jnp.square(outputs.logits).sum())
-        return sums.replace(loss=sums.loss * batch["factor"] + root)
+        return sums.replace(loss=sums.loss * batch["factor"] + root + batch["added"])
 
 
 @functools.cache
@@ -294,9 +294,9 @@ def fragile_step(optimizer):
     )
     batch = jax.tree.map(jnp.asarray, make_batch())
 
-    def run(state, factor=1.0, under_root=1.0):
-        extra = {"factor": jnp.float32(factor), "under_root": jnp.float32(under_root)}
-        return jitted(state, batch | extra, KEY)
+    def run(state, factor=1.0, under_root=1.0, added=0.0):
+        extra = {"factor": factor, "under_root": under_root, "added": added}
+        return jitted(state, batch | jax.tree.map(jnp.float32, extra), KEY)
 
     jitted = jax.jit(step)
     return run, made.start(step=1)
@@ -311,18 +311,18 @@ def assert_taken(result, state, is_taken):
 
 
 @pytest.mark.parametrize(
-    "factor, under_root, loss_is_finite, is_taken",
+    "broken, loss_is_finite, is_taken",
     [
-        pytest.param(1.0, 1.0, True, True, id="all finite"),
-        pytest.param(np.inf, 1.0, False, False, id="infinite loss"),
-        pytest.param(np.nan, 1.0, False, False, id="loss is NaN"),
-        pytest.param(1.0, 0.0, True, False, id="gradient is NaN"),
+        pytest.param({}, True, True, id="all finite"),
+        pytest.param({"added": np.inf}, False, False, id="infinite loss"),
+        pytest.param({"factor": np.nan}, False, False, id="both are NaN"),
+        pytest.param({"under_root": 0.0}, True, False, id="gradient is NaN"),
     ],
 )
-def test_step_that_is_not_finite_changes_nothing(factor, under_root, loss_is_finite, is_taken):
+def test_step_that_is_not_finite_changes_nothing(broken, loss_is_finite, is_taken):
     optimizer = AdamW(Linear(0.1, warmup_steps=4))
     step, state = fragile_step(optimizer)
-    result = step(state, factor, under_root)
+    result = step(state, **broken)
     assert_taken(result, state, is_taken)
     assert np.isfinite(result.metrics.loss) == loss_is_finite
     # The learning rate goes on from the steps that were taken, and is reported as it was applied.
