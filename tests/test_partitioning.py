@@ -322,6 +322,21 @@ def test_constraints_reach_the_program():
     assert lowered(None) == []
 
 
+def test_calls_have_their_mesh_in_force():
+    seen = []
+
+    def function(x):
+        seen.append(jax.sharding.get_abstract_mesh().shape)
+        return x
+
+    whole = partitioning.replicated(make_mesh(MeshConfig(2, 2, 2)))
+    compiled = partitioning.jit(
+        make_mesh(MeshConfig(2, 2, 2)), function, in_shardings=whole, out_shardings=whole
+    )
+    compiled(jnp.ones(()))
+    assert [dict(shape) for shape in seen] == [{"data": 2, "fsdp": 2, "tensor": 2}]
+
+
 @pytest.mark.parametrize(
     "rule, expected",
     [
