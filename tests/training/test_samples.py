@@ -1,10 +1,11 @@
 """Continuations of prompts by the model of a run."""
 
+import dataclasses
 import functools
 from pathlib import Path
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import pytest
 from flax.core import meta
 
@@ -27,17 +28,10 @@ def tokenizer():
 
 @functools.cache
 def params_of(model):
-    """Random parameters of a looped model, large enough for prompts to make a difference."""
-    ids = jax.ShapeDtypeStruct((1, 2), np.int32)
-    module = build(model, CausalLM())
-    shapes = meta.unbox(jax.eval_shape(module.init, jax.random.key(0), ids))["params"]
-    rng = np.random.default_rng(0)
-
-    def draw(leaf):
-        values = rng.normal(size=leaf.shape) if leaf.ndim > 1 else np.ones(leaf.shape)
-        return values.astype(leaf.dtype)
-
-    return jax.tree.map(draw, shapes)
+    """Parameters that are large enough for prompts to make a difference."""
+    module = build(dataclasses.replace(model, init_std=1.0), CausalLM())
+    init = jax.jit(lambda key: meta.unbox(module.init(key, jnp.zeros((1, 2), int)))["params"])
+    return init(jax.random.key(0))
 
 
 @pytest.fixture
