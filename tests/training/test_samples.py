@@ -15,7 +15,7 @@ from xformer.layers.heads import CausalLM
 from xformer.layers.stack import restack
 from xformer.models import build
 from xformer.tokenization.xglm import XGLMTokenizer
-from xformer.training.samples import continue_prompts
+from xformer.training.samples import _continuation, continue_prompts
 
 TOKENIZER = Path(__file__).parents[1] / "tokenization" / "fixtures" / "xglm"
 PROMPTS = ("The", "Some words")
@@ -53,3 +53,10 @@ def test_continuations_do_not_depend_on_layer_mode_or_company(continued):
 def test_seed_decides_what_is_drawn(continued):
     texts = [continued(sampling=Sampling(1.0), seed=seed) for seed in (None, 0, 1)]
     assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_continuation_keeps_its_leading_space(tokenizer):
+    prompt, whole = tokenizer.encode("The value"), tokenizer.encode("The value is returned")
+    assert whole[: len(prompt)] == prompt
+    assert _continuation(tokenizer, prompt, whole[len(prompt) :]) == " is returned"
+    assert _continuation(tokenizer, prompt, [tokenizer.eos_token_id]) == ""
