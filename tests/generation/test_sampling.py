@@ -23,12 +23,10 @@ def kept(sampling, probabilities=PROBABILITIES):
     [
         (Sampling(1.0), PROBABILITIES),
         (Sampling(0.5), PROBABILITIES**2),
-        (Sampling(2.0), PROBABILITIES**0.5),
         (Sampling(1.0, top_k=2), PROBABILITIES * [0, 1, 0, 1, 0]),
         (Sampling(1.0, top_p=0.7), PROBABILITIES * [0, 1, 0, 1, 1]),
         (Sampling(0.5, top_k=3, top_p=0.9), PROBABILITIES**2 * [0, 1, 0, 1, 1]),
         (Sampling(1.0, top_k=3, top_p=0.6), PROBABILITIES * [0, 1, 0, 1, 0]),  # 0.40 of 0.85 first
-        (Sampling(1.0, top_k=1), PROBABILITIES * [0, 1, 0, 0, 0]),
     ],
     ids=str,
 )

@@ -72,8 +72,10 @@ def computed(layers, remat, random):
     return out, restack(grads, "loop")
 
 
-@pytest.mark.parametrize("random", [False, True], ids=["evaluation", "dropout and LayerDrop"])
-@pytest.mark.parametrize("layers, remat", FORMS[1:])
+@pytest.mark.parametrize(
+    "layers, remat, random",
+    [*((*form, True) for form in FORMS[1:]), ("loop", "full", False), ("scan", "none", False)],
+)
 def test_every_form_computes_the_same(layers, remat, random):
     expected, actual = computed("loop", "none", random), computed(layers, remat, random)
     assert jax.tree.structure(actual) == jax.tree.structure(expected)

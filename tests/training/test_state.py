@@ -1,6 +1,7 @@
 """The state: created where it lives, with the same numbers wherever that is."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -130,6 +131,28 @@ def test_only_adafactor_looks_at_scanned_layers_one_by_one(optimizer, layers):
         for key in path
     )
     assert stacked == (layers == "scan" and not per_layer_optimizer(run))
+
+
+def test_adafactor_updates_scanned_layers_like_looped_ones():
+    adafactor = Adafactor(0.1, min_dim_size_to_factor=8, weight_decay=0.1)
+    rng = np.random.default_rng(0)
+    shapes = plan().shapes.params
+    trees = [
+        jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+        for _ in range(4)
+    ]
+
+    def train(layers):
+        optimizer = plan(optimizer=adafactor, execution=Execution(layers=layers)).optimizer
+        params, *gradients = (restack(tree, layers) for tree in trees)
+        state, update = jax.jit(optimizer.init)(params), jax.jit(optimizer.update)
+        for gradient in gradients:
+            updates, state = update(gradient, state, params)
+            params = jax.tree.map(np.add, params, updates)
+        return restack((params, state), "loop")
+
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, train("scan"), train("loop"))
 
 
 @pytest.mark.parametrize(
