@@ -339,3 +339,14 @@ def test_evaluation_ignores_padding_rows_and_dropout():
     nothing = compiled(params, partitioning.global_batch(padding, place))
     jax.tree.map(equal, nothing.sums, LossSums.zero())
     assert compiled.traces == 1
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_states_and_attentions_are_returned_when_asked_for(accumulation):
+    run = dataclasses.replace(CALM, mesh=MeshConfig(data=1), accumulation_steps=accumulation)
+    made = trainer(run, fields=("hidden_states", "attentions"))
+    program = made.compiled.lower(made.start(), made.place(make_batch()), KEY)
+    outputs = program.out_info.outputs
+    assert list(outputs) == ["hidden_states", "attentions"]
+    assert all(leaf.shape[0] == ROWS for leaf in jax.tree.leaves(outputs))
+    assert len(outputs.hidden_states) == len(outputs.attentions) + 1

@@ -78,6 +78,14 @@ def keep_fields(outputs: Any, fields: tuple[str, ...]) -> Any:
     return type(outputs)(**{name: outputs[name] for name in fields})
 
 
+def _output_flags(fields: tuple[str, ...]) -> dict[str, bool]:
+    """The arguments that make a model return fields that it leaves out otherwise."""
+    return {
+        "output_hidden_states": "hidden_states" in fields,
+        "output_attentions": "attentions" in fields,
+    }
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -116,7 +124,11 @@ def train_step(
 
     def loss_sum(params: Any, part: Batch, key: PRNGKeyArray) -> tuple[Array, tuple[LossSums, Any]]:
         outputs: Any = module.apply(
-            {"params": params}, **objective.inputs(part), deterministic=False, rngs={"dropout": key}
+            {"params": params},
+            **objective.inputs(part),
+            **_output_flags(fields),
+            deterministic=False,
+            rngs={"dropout": key},
         )
         sums = objective.loss(outputs, part)
         return sums.loss * scale, (sums, keep_fields(outputs, fields))
@@ -197,7 +209,9 @@ def eval_step(
     Returns:
         Loss sums and the asked-for outputs.
     """
-    outputs: Any = module.apply({"params": params}, **objective.inputs(batch))
+    outputs: Any = module.apply(
+        {"params": params}, **objective.inputs(batch), **_output_flags(fields)
+    )
     return EvalResult(objective.loss(outputs, batch), keep_fields(outputs, fields))
 
 
