@@ -78,7 +78,7 @@ def keep_fields(outputs: Any, fields: tuple[str, ...]) -> Any:
     return type(outputs)(**{name: outputs[name] for name in fields})
 
 
-def _output_flags(fields: tuple[str, ...]) -> dict[str, bool]:
+def _output_flags(fields: tuple[str, ...]) -> dict[str, Any]:
     """The arguments that make a model return fields that it leaves out otherwise."""
     return {
         "output_hidden_states": "hidden_states" in fields,
