@@ -15,7 +15,8 @@ class Sampling:
         temperature: Divides the logits; 0 takes the most likely token (greedy).
         top_k: Only the k most likely tokens are drawn; 0 for no limit.
         top_p: Only the smallest set of most likely tokens whose probabilities reach p are drawn
-            (Holtzman et al., 2020, arXiv:1904.09751); 1 for no limit.
+            (Holtzman et al., 2020, arXiv:1904.09751); 1 for no limit. Tokens tied with the last
+            one of top-k or top-p stay too.
     """
 
     temperature: float = 0.0
