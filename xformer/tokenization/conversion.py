@@ -161,8 +161,8 @@ def _core(proto: Any, pieces: list[tuple[str, float]], layout: Layout) -> models
 
 def _merges(pieces: list[tuple[str, float]], own: set[str]) -> list[tuple[str, str]]:
     """Finds the merges of a BPE model, which SentencePiece does not store."""
-    # A piece comes of every pair of pieces that spell it. Best score first; of equal ones the longer
-    # left part, the longer right part, the earlier piece.
+    # A piece comes of every pair of pieces that spell it. Best score first; of equal ones the
+    # longer left part, the longer right part, the earlier piece.
     found = []
     for piece, score in dict(pieces).items():
         if len(piece) > MAX_BPE_PIECE:
