@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From low to high. A file imports from lower tiers and from its own package.
 TIERS = [
-    {"dims", "files", "outputs"},
+    {"dims", "files", "hub", "outputs"},
     {"layers", "kernels", "partitioning"},
     {"models"},
     {"losses", "metrics", "optim", "pretrained", "tokenization"},
