@@ -100,8 +100,10 @@ def suggestion(word: str, candidates: Sequence[str]) -> str:
 
 
 def init_fields(cls: type) -> dict[str, Field]:
-    """Returns the fields of a dataclass that its constructor takes, by name."""
-    return {one.name: one for one in fields(cls) if one.init}
+    """Returns the fields of a dataclass that gin may bind, by name."""
+    return {
+        one.name: one for one in fields(cls) if one.init and one.metadata.get("configurable", True)
+    }
 
 
 def walk_values(value: Any) -> Iterator[Any]:

@@ -1,8 +1,55 @@
-"""Writing files so that a reader finds the old content or the new, never a part."""
+"""Files read up to a size, and written so that a reader never finds a part of the content."""
 
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """Reads a file that must not be larger than expected.
+
+    Args:
+        path: The file.
+        limit: Largest size accepted, in bytes.
+
+    Returns:
+        Its content.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is larger.
+    """
+    with path.open("rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"{path} must not be larger than {limit} bytes")
+    return content
+
+
+def read_object(path: Path, limit: int) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Args:
+        path: The file.
+        limit: Largest size accepted, in bytes.
+
+    Returns:
+        The object.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no JSON object, or too large.
+    """
+    content = read_limited(path, limit)
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

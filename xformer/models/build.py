@@ -5,14 +5,31 @@ import flax.linen as nn
 from xformer.layers.execution import Execution
 from xformer.layers.heads import Head
 from xformer.models import xglm
+from xformer.models.config import ModelConfig
 
 Module = nn.Module
 """A model: pure `init` and `apply`."""
 
-ModelConfig = xglm.XGLMConfig
-"""Any family's config."""
+_MODULES: dict[type[ModelConfig], dict[type, type[Module]]] = {xglm.XGLMConfig: xglm.MODULES}
 
-_MODULES: dict[type, dict[type, type[Module]]] = {xglm.XGLMConfig: xglm.MODULES}
+
+def config_class(model_type: object) -> type[ModelConfig]:
+    """The config class of a family.
+
+    Args:
+        model_type: The family's published name, as in config.json.
+
+    Returns:
+        The class.
+
+    Raises:
+        ValueError: if there is no such family.
+    """
+    for cls in _MODULES:
+        if cls.model_type == model_type:
+            return cls
+    known = sorted(cls.model_type for cls in _MODULES)
+    raise ValueError(f"model_type must be one of {known}, got {model_type!r}")
 
 
 def supported_heads(config: ModelConfig) -> tuple[type, ...]:
@@ -32,7 +49,8 @@ def build(config: ModelConfig, head: Head, execution: Execution | None = None) -
         A module whose `init` and `apply` are pure functions.
 
     Raises:
-        ValueError: if the family has no such head.
+        TypeError: if a field of the config has the wrong type.
+        ValueError: if a field is out of range, or if the family has no such head.
     """
     modules = _MODULES.get(type(config))
     if modules is None or type(head) not in modules:
@@ -41,4 +59,5 @@ def build(config: ModelConfig, head: Head, execution: Execution | None = None) -
             f"{type(config).__name__} has no head {type(head).__name__}; "
             f"set Run.head or Run.model to one of {legal}"
         )
+    config.validate()
     return modules[type(head)](config, execution or Execution())

@@ -20,8 +20,9 @@ Parameters, for `XGLMForCausalLM` with looped layers:
 """
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -41,6 +42,13 @@ from xformer.layers.mask import Mask
 from xformer.layers.norm import layer_norm
 from xformer.layers.position import lookup_positions, sinusoidal_table
 from xformer.layers.stack import Stack
+from xformer.models.config import (
+    MAX_LAYERS,
+    MAX_POSITIONS,
+    MAX_VOCAB,
+    MAX_WIDTH,
+    ModelConfig,
+)
 from xformer.outputs import (
     FlaxBaseModelOutputWithPastAndCrossAttentions,
     FlaxCausalLMOutputWithCrossAttentions,
@@ -51,8 +59,8 @@ LAYER_NORM_EPSILON = 1e-5  # not a config field: the published weights use PyTor
 _NAMES = ProjectionNames("q_proj", "k_proj", "v_proj", "out_proj")
 
 
-@dataclass(frozen=True)
-class XGLMConfig:
+@dataclass(unsafe_hash=True)
+class XGLMConfig(ModelConfig):
     """The architecture of an XGLM model; the defaults are those of XGLM-564M.
 
     Attributes:
@@ -103,18 +111,26 @@ class XGLMConfig:
     add_cross_attention: bool = False
     tie_word_embeddings: bool = True
 
-    model_type = "xglm"
+    model_type: ClassVar[str] = "xglm"
+    attribute_map: ClassVar[Mapping[str, str]] = {
+        "hidden_size": "d_model",
+        "num_attention_heads": "attention_heads",
+        "num_hidden_layers": "num_layers",
+    }
 
-    def __post_init__(self) -> None:
-        """Checks the fields against each other.
+    def validate(self) -> None:
+        """Checks the fields' types, their ranges, and them against each other.
 
         Raises:
+            TypeError: naming a field of the wrong type.
             ValueError: naming the field to change.
         """
-        sizes = ("vocab_size", "max_position_embeddings", "d_model", "ffn_dim", "num_layers")
-        for key in (*sizes, "attention_heads"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"XGLMConfig.{key} must be at least 1, got {getattr(self, key)}")
+        super().validate()
+        self.require_range("vocab_size", 1, MAX_VOCAB)
+        self.require_range("max_position_embeddings", 1, MAX_POSITIONS)
+        self.require_range("num_layers", 1, MAX_LAYERS)
+        for key in ("d_model", "ffn_dim", "attention_heads"):
+            self.require_range(key, 1, MAX_WIDTH)
         if self.d_model % self.attention_heads:
             raise ValueError(
                 f"XGLMConfig.attention_heads={self.attention_heads} must divide "
@@ -136,21 +152,6 @@ class XGLMConfig:
                     f"XGLMConfig.{key}={getattr(self, key)} must be a token id below "
                     f"XGLMConfig.vocab_size={self.vocab_size}"
                 )
-
-    @property
-    def hidden_size(self) -> int:
-        """Another documented name of `d_model`."""
-        return self.d_model
-
-    @property
-    def num_attention_heads(self) -> int:
-        """Another documented name of `attention_heads`."""
-        return self.attention_heads
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """Another documented name of `num_layers`."""
-        return self.num_layers
 
     @property
     def head_dim(self) -> int:

@@ -157,7 +157,8 @@ class Run:
 def describe(value: Any) -> Any:
     """A config value as JSON: dataclasses become dicts that name their class."""
     if dataclasses.is_dataclass(value):
-        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        named = [field.name for field in dataclasses.fields(value) if field.compare]
+        fields = {name: describe(getattr(value, name)) for name in named}
         return {"class": type(value).__name__, **fields}
     if isinstance(value, tuple | list):
         return [describe(item) for item in value]

@@ -1,0 +1,173 @@
+"""Configs: files, aliases, assignment, and what is refused."""
+
+import copy
+import json
+import logging
+
+import pytest
+
+from xformer.configurables import load
+from xformer.layers.heads import Base
+from xformer.models.build import build, config_class
+from xformer.models.xglm import XGLMConfig
+from xformer.training.config import describe
+
+PUBLISHED = {
+    "activation_dropout": 0,
+    "activation_function": "gelu",
+    "architectures": ["XGLMForCausalLM"],
+    "attention_heads": 16,
+    "d_model": 1024,
+    "decoder_start_token_id": 2,
+    "model_type": "xglm",
+    "num_layers": 24,
+    "torch_dtype": "float32",
+    "transformers_version": "4.16.0.dev0",
+    "use_cache": True,
+    "vocab_size": 256008,
+}
+
+
+def test_published_fields_give_the_documented_defaults():
+    assert XGLMConfig.from_dict(PUBLISHED) == XGLMConfig()
+
+
+def test_a_file_is_read_and_written_without_loss(tmp_path):
+    config = XGLMConfig.from_dict({**PUBLISHED, "dropout": 0.25, "output_attentions": True})
+    config.save_pretrained(tmp_path)
+    again = XGLMConfig.from_pretrained(tmp_path)
+    assert again == config
+    assert again.output_attentions is True
+    assert again.architectures == ["XGLMForCausalLM"]
+    assert again.to_dict() == config.to_dict()
+    assert again.name_or_path == str(tmp_path)
+    assert XGLMConfig.from_json_file(tmp_path / "config.json") == config
+
+
+def test_the_file_holds_the_architecture_and_what_differs_from_the_defaults():
+    config = XGLMConfig(output_hidden_states=True)
+    short, long = (json.loads(config.to_json_string(use_diff=d)) for d in (True, False))
+    assert short["model_type"] == "xglm" and short["ffn_dim"] == 4096
+    assert short["output_hidden_states"] is True
+    assert "return_dict" not in short and long["return_dict"] is True
+
+
+@pytest.mark.reference
+def test_transformers_reads_the_file_as_its_own(tmp_path):
+    from transformers import XGLMConfig as Reference
+
+    config = XGLMConfig(d_model=48, attention_heads=4, dropout=0.2, num_layers=3)
+    config.save_pretrained(tmp_path)
+    theirs = Reference.from_pretrained(tmp_path)
+    for name, value in config.to_dict().items():
+        assert getattr(theirs, name) == value
+    theirs.save_pretrained(tmp_path)
+    assert XGLMConfig.from_pretrained(tmp_path) == config
+
+
+def test_aliases_read_write_and_come_from_files():
+    config = XGLMConfig(d_model=48, attention_heads=4)
+    assert (config.hidden_size, config.num_attention_heads, config.num_hidden_layers) == (48, 4, 24)
+    config.hidden_size = 96
+    assert config.d_model == 96
+    assert XGLMConfig.from_dict({"num_hidden_layers": 3}).num_layers == 3
+
+
+def test_overrides_replace_fields_of_the_file(tmp_path):
+    XGLMConfig(num_layers=2).save_pretrained(tmp_path)
+    config = XGLMConfig.from_pretrained(tmp_path, dropout=0.5, hidden_size=32)
+    assert (config.num_layers, config.dropout, config.d_model) == (2, 0.5, 32)
+    config, rest = XGLMConfig.from_pretrained(tmp_path, return_unused_kwargs=True, seed=3)
+    assert rest == {"seed": 3}
+    with pytest.raises(ValueError, match="has no field .'layers'."):
+        XGLMConfig.from_pretrained(tmp_path, layers=3)
+
+
+def test_assignment_is_judged_when_a_model_is_built():
+    config = XGLMConfig()
+    config.d_model = 1000
+    config.attention_heads = 10
+    build(config, Base())
+    config.attention_heads = 11
+    with pytest.raises(ValueError, match=r"attention_heads=11 must divide"):
+        build(config, Base())
+    with pytest.raises(AttributeError, match="has no field 'layers'"):
+        config.layers = 3
+    with pytest.raises(AttributeError, match="has no field 'layers'"):
+        config.update({"layers": 3})
+
+
+def test_equal_architectures_are_one_key():
+    config = XGLMConfig(output_attentions=True)
+    assert config == XGLMConfig() and hash(config) == hash(XGLMConfig())
+    config.dropout = 0.3
+    assert config != XGLMConfig() and hash(config) != hash(XGLMConfig())
+    assert copy.deepcopy(config) == config
+
+
+def test_call_defaults_are_not_part_of_a_run(tmp_path):
+    assert describe(XGLMConfig(output_attentions=True)) == describe(XGLMConfig())
+    assert "output_attentions" not in describe(XGLMConfig())
+    gin_file = tmp_path / "run.gin"
+    gin_file.write_text("XGLMConfig.output_attentions = True\n")
+    with pytest.raises(ValueError, match="output_attentions"):
+        load([gin_file])
+
+
+def test_unknown_fields_are_named_and_left_out(caplog):
+    with caplog.at_level(logging.WARNING):
+        config = XGLMConfig.from_dict({**PUBLISHED, "scalable_attention": True})
+    assert "scalable_attention" in caplog.text
+    assert config == XGLMConfig()
+    caplog.clear()
+    XGLMConfig.from_dict(PUBLISHED)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"d_model": "1024"}, "XGLMConfig.d_model must be int, got str '1024'"),
+        ({"d_model": None}, "XGLMConfig.d_model must be int"),
+        ({"d_model": True}, "XGLMConfig.d_model must be int"),
+        ({"scale_embedding": 1}, "XGLMConfig.scale_embedding must be bool"),
+        ({"dropout": float("nan")}, r"XGLMConfig.dropout must be in \[0, 1\)"),
+        ({"activation_function": ["gelu"]}, "activation_function must be str"),
+        ({"num_layers": 10**9}, "XGLMConfig.num_layers must be at most 1024"),
+        ({"vocab_size": 2**40}, "XGLMConfig.vocab_size must be at most"),
+        ({"max_position_embeddings": 2**40}, "max_position_embeddings must be at most"),
+        ({"ffn_dim": 0}, "XGLMConfig.ffn_dim must be at least 1"),
+        ({"model_type": "bert"}, "needs model_type 'xglm', got 'bert'"),
+        ({"auto_map": {"AutoModel": "evil.Model"}}, "'auto_map' is refused"),
+        ({"custom_code": True}, "'custom_code' is refused"),
+        ({"_attn_implementation_internal": "x/y"}, "is refused"),
+        ({"pruned_heads": {"0": [1]}}, "'pruned_heads' must be one of"),
+    ],
+)
+def test_bad_files_are_refused_by_file_and_key(tmp_path, fields, message):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**PUBLISHED, **fields}))
+    with pytest.raises(ValueError, match=message) as caught:
+        XGLMConfig.from_pretrained(tmp_path)
+    assert str(path) in str(caught.value)
+
+
+def test_wrong_types_are_refused_at_construction(untyped):
+    with pytest.raises(TypeError, match="XGLMConfig.d_model must be int"):
+        XGLMConfig(d_model="1024")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'layers'"):
+        XGLMConfig(layers=3)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "nul", '"x"', "[" * 100_000, "1" * 5000])
+def test_what_is_no_json_object_is_refused(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match="config.json"):
+        XGLMConfig.from_pretrained(tmp_path)
+
+
+def test_unknown_families_are_refused():
+    assert config_class("xglm") is XGLMConfig
+    for name in ("gpt", None, ["xglm"], 3):
+        with pytest.raises(ValueError, match=r"model_type must be one of \['xglm'\]"):
+            config_class(name)

@@ -1,0 +1,384 @@
+"""What the configs of all families share: the documented calls around an architecture's fields.
+
+A family's config is a dataclass of its architecture; this base gives it the call defaults, the
+file format (`config.json`), aliases and checks. Values are checked at construction and again when
+a model is built, so a field may be assigned in between, as the documented examples do.
+"""
+
+import json
+import logging
+import os
+import typing
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from xformer.field_types import conform
+from xformer.files import read_object, write_atomic
+from xformer.hub import HubOptions, open_source
+
+CONFIG_FILE = "config.json"
+MAX_CONFIG_BYTES = 4 * 2**20
+
+MAX_VOCAB = 2**24
+MAX_POSITIONS = 2**20
+MAX_LAYERS = 1024
+MAX_WIDTH = 2**20
+
+REFUSED = ("auto_map", "custom_code", "custom_pipelines")
+"""Fields that ask for code to be run."""
+
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "pruned_heads": ({}, None),
+    "cross_attention_hidden_size": (None,),
+    "tie_encoder_decoder": (False,),
+    "quantization_config": (None,),
+}
+"""Common fields that would change the computation, with the values that do not."""
+
+CARRIED = frozenset(
+    # of the file: who wrote it, for which class
+    "architectures dtype torch_dtype torchscript use_bfloat16 tf_legacy_loss "
+    # of a task or a tokenizer
+    "finetuning_task id2label label2id problem_type task_specific_params tokenizer_class prefix "
+    # of other families' classes, without a meaning here
+    "is_decoder is_encoder_decoder sep_token_id chunk_size_feed_forward gradient_checkpointing "
+    # of generation, where it has no generation_config.json
+    "bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping "
+    "encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id "
+    "forced_eos_token_id length_penalty max_length min_length no_repeat_ngram_size "
+    "num_beam_groups num_beams num_return_sequences output_scores remove_invalid_values "
+    "repetition_penalty return_dict_in_generate suppress_tokens temperature top_k top_p "
+    "typical_p".split()
+)
+"""Common fields that no computation here depends on: kept, shown as attributes, written back."""
+
+_UNWRITTEN = frozenset({"model_type", "transformers_version", "_name_or_path", "name_or_path"})
+_CALL = {"configurable": False}  # a call's default, not the architecture's: gin does not bind it
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True, unsafe_hash=True)
+class ModelConfig:
+    """Base of the families' configs.
+
+    Two configs are equal if they describe the same architecture.
+
+    Attributes:
+        output_attentions: Whether the drop-in classes return attention probabilities by default.
+        output_hidden_states: Whether they return all hidden states by default.
+        return_dict: Whether they return structs rather than tuples by default.
+        carried: Fields of a published config.json that no computation depends on, by name.
+        name_or_path: Where the config was read.
+    """
+
+    output_attentions: bool = field(default=False, compare=False, repr=False, metadata=_CALL)
+    output_hidden_states: bool = field(default=False, compare=False, repr=False, metadata=_CALL)
+    return_dict: bool = field(default=True, compare=False, repr=False, metadata=_CALL)
+
+    model_type: ClassVar[str] = ""
+    attribute_map: ClassVar[Mapping[str, str]] = {}
+
+    def __post_init__(self) -> None:
+        """Checks the fields.
+
+        Raises:
+            TypeError: naming a field of the wrong type.
+            ValueError: naming the field to change.
+        """
+        object.__setattr__(self, "carried", {})
+        object.__setattr__(self, "name_or_path", "")
+        self.validate()
+
+    def validate(self) -> None:
+        """Checks the fields' types; a family goes on with their ranges.
+
+        Raises:
+            TypeError: naming a field of the wrong type.
+            ValueError: naming the field to change.
+        """
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        for name, value in _conformed(type(self), values).items():
+            object.__setattr__(self, name, value)
+
+    def require_range(self, key: str, lowest: int, highest: int) -> None:
+        """Checks that a size is possible; limits also stop a foreign file from asking for terabytes.
+
+        Args:
+            key: Name of the field.
+            lowest: Smallest value.
+            highest: Largest value.
+
+        Raises:
+            ValueError: if it is not within the range.
+        """
+        value = getattr(self, key)
+        if value < lowest:
+            raise ValueError(f"{type(self).__name__}.{key} must be at least {lowest}, got {value}")
+        if value > highest:
+            raise ValueError(f"{type(self).__name__}.{key} must be at most {highest}, got {value}")
+
+    def __getattr__(self, name: str) -> Any:
+        """Finds a field by another documented name, or a carried one."""
+        if name in type(self).attribute_map:
+            return getattr(self, type(self).attribute_map[name])
+        if name in CARRIED:
+            return self.carried.get(name)
+        raise AttributeError(f"{type(self).__name__} has no field {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Assigns a field under any of its documented names; `validate` judges it."""
+        name = type(self).attribute_map.get(name, name)
+        if name in type(self).__dataclass_fields__ or name in ("carried", "name_or_path"):
+            object.__setattr__(self, name, value)
+        elif name in CARRIED:
+            self.carried[name] = value
+        else:
+            raise AttributeError(
+                f"{type(self).__name__} has no field {name!r}; it has {sorted(_names(self))}"
+            )
+
+    @property
+    def use_return_dict(self) -> bool:
+        """Another documented name of `return_dict`."""
+        return self.return_dict
+
+    @classmethod
+    def from_dict(
+        cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **overrides: Any
+    ) -> Any:
+        """A config from the fields of a config.json.
+
+        Args:
+            config_dict: The fields. Unknown ones are named in a warning and left out.
+            return_unused_kwargs: Whether to return (config, overrides that are no fields).
+            **overrides: Fields that replace those of the file.
+
+        Returns:
+            The config.
+
+        Raises:
+            TypeError: if a field has the wrong type.
+            ValueError: if a field is out of range, is not supported, asks for code to be run, or
+                if the file describes another family.
+        """
+        check_published(config_dict)
+        found = config_dict.get("model_type", cls.model_type)
+        if found != cls.model_type:
+            raise ValueError(
+                f"{cls.__name__} needs model_type {cls.model_type!r}, got {found!r}; "
+                "AutoConfig chooses the class by it"
+            )
+        names = _names(cls)
+        unused = {key: value for key, value in overrides.items() if key not in names}
+        if unused and not return_unused_kwargs:
+            raise ValueError(
+                f"{cls.__name__} has no field {sorted(unused)}; it has {sorted(names)}"
+            )
+        values = {**config_dict, **{k: v for k, v in overrides.items() if k in names}}
+        values = {cls.attribute_map.get(key, key): value for key, value in values.items()}
+        declared = {one.name for one in fields(cls)}
+        given = {key: value for key, value in values.items() if key in declared}
+        config = cls(**_conformed(cls, given))
+        config.carried = {key: value for key, value in values.items() if key in CARRIED}
+        unknown = values.keys() - declared - CARRIED - _UNWRITTEN - NEUTRAL.keys()
+        if unknown:
+            _logger.warning(
+                "%s has no fields %s: they are left out", cls.__name__, sorted(map(str, unknown))
+            )
+        return (config, unused) if return_unused_kwargs else config
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        revision: str = "main",
+        subfolder: str = "",
+        return_unused_kwargs: bool = False,
+        **overrides: Any,
+    ) -> Any:
+        """Reads the config of a folder or a hub name.
+
+        Args:
+            pretrained_model_name_or_path: A folder with a config.json, the file itself, or a name
+                on the hub.
+            cache_dir: Where hub files are kept.
+            force_download: Whether to download again what the cache has.
+            local_files_only: Whether to use the cache alone.
+            token: Of the hub, where the model needs one.
+            revision: Branch, tag or commit of a hub name.
+            subfolder: Folder inside a hub name.
+            return_unused_kwargs: Whether to return (config, overrides that are no fields).
+            **overrides: Fields that replace those of the file.
+
+        Returns:
+            The config.
+
+        Raises:
+            FileNotFoundError: if there is no config.json.
+            ValueError: as `from_dict`, or if the file is no JSON object; it names the file.
+        """
+        options = HubOptions(
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+            subfolder=subfolder,
+        )
+        path = config_path(pretrained_model_name_or_path, options)
+        result = cls.from_file(path, return_unused_kwargs=return_unused_kwargs, **overrides)
+        config = result[0] if return_unused_kwargs else result
+        config.name_or_path = str(pretrained_model_name_or_path)
+        return result
+
+    @classmethod
+    def from_file(cls, path: Path, return_unused_kwargs: bool = False, **overrides: Any) -> Any:
+        """Reads a config.json; arguments and result as for `from_dict`.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: as `from_dict`, or if a field has the wrong type; it names the file.
+        """
+        found = read_object(path, MAX_CONFIG_BYTES)
+        try:
+            return cls.from_dict(found, return_unused_kwargs=return_unused_kwargs, **overrides)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike[str]) -> "ModelConfig":
+        """Reads a config from a JSON file.
+
+        Args:
+            json_file: The file.
+
+        Returns:
+            The config.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: as `from_dict`.
+        """
+        return cls.from_file(Path(json_file))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name, with `model_type`, as JSON values."""
+        own = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {**self.carried, **own, "model_type": self.model_type}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The fields that a file needs: the architecture, and what differs from the defaults."""
+        defaults = {one.name: one.default for one in fields(self) if _is_call_default(one)}
+        missing = object()
+        return {k: v for k, v in self.to_dict().items() if defaults.get(k, missing) != v}
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """The content of a config.json.
+
+        Args:
+            use_diff: Whether common fields at their defaults are left out.
+
+        Returns:
+            JSON, ending in a line break.
+        """
+        values = self.to_diff_dict() if use_diff else self.to_dict()
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
+        """Writes the config into a file, in one step.
+
+        Args:
+            json_file_path: The file.
+            use_diff: Whether common fields at their defaults are left out.
+        """
+        write_atomic(Path(json_file_path), self.to_json_string(use_diff))
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Writes config.json into a folder, which is made where it does not exist.
+
+        Args:
+            save_directory: The folder.
+
+        Raises:
+            TypeError: if a field has the wrong type.
+            ValueError: if a field is out of range.
+        """
+        self.validate()
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.to_json_file(folder / CONFIG_FILE)
+
+    def update(self, config_dict: Mapping[str, Any]) -> None:
+        """Assigns several fields.
+
+        Args:
+            config_dict: Values by name.
+
+        Raises:
+            AttributeError: if there is no such field.
+        """
+        for key, value in config_dict.items():
+            setattr(self, key, value)
+
+
+def config_path(name_or_path: str | os.PathLike[str], options: HubOptions | None = None) -> Path:
+    """The config.json of a model.
+
+    Args:
+        name_or_path: A folder, the file itself, or a name on the hub.
+        options: How a hub name is read.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    path = Path(name_or_path)
+    return path if path.is_file() else open_source(name_or_path, options).require(CONFIG_FILE)
+
+
+def check_published(values: Mapping[str, Any]) -> None:
+    """Refuses fields that ask for code to be run, or for what no family here computes.
+
+    Args:
+        values: The fields of a config.json.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    for key, value in values.items():
+        if key in REFUSED or key.startswith("_attn_implementation"):
+            raise ValueError(f"config field {key!r} is refused: it can ask for code to be run")
+        if key in NEUTRAL and value not in NEUTRAL[key]:
+            raise ValueError(
+                f"config field {key!r} must be one of {list(NEUTRAL[key])}, got {value!r}"
+            )
+
+
+def _conformed(cls: type[ModelConfig], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of fields, checked against their annotations; a whole number is taken for a float."""
+    hints, checked = typing.get_type_hints(cls), {}
+    for name, value in values.items():
+        try:
+            checked[name] = conform(value, hints[name])
+        except TypeError as error:
+            raise TypeError(f"{cls.__name__}.{name} {error}") from None
+    return checked
+
+
+def _names(config: ModelConfig | type[ModelConfig]) -> set[str]:
+    """Every name under which a field can be given."""
+    declared = {one.name for one in fields(config)}
+    return declared | set(config.attribute_map) | CARRIED
+
+
+def _is_call_default(one: Field) -> bool:
+    return not one.metadata.get("configurable", True)
