@@ -15,6 +15,7 @@ os.environ["XLA_FLAGS"] = (
 
 import gin
 import jax
+import jaxtyping
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -91,3 +92,11 @@ def pytest_generate_tests(metafunc):
     chosen = [case for case in cases if re.fullmatch(marker.kwargs["id"], case["id"])]
     assert chosen, f"no recorded case matches {marker.kwargs['id']}"
     metafunc.parametrize("parity_case", chosen, ids=[case["id"] for case in chosen])
+
+
+@pytest.fixture
+def untyped():
+    """Switches the type check of the tests off, to see what a user is told."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -5,7 +5,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from flax.core import meta
@@ -78,14 +77,6 @@ def model():
         return load(config, head or CausalLM(), execution or Execution())
 
     return make
-
-
-@pytest.fixture
-def untyped():
-    """Switches the type check of the tests off, to see what a user is told."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True)
