@@ -16,10 +16,10 @@ from xformer.layers.execution import Execution
 from xformer.layers.heads import CausalLM
 from xformer.layers.stack import restack
 from xformer.models import build
-from xformer.models.xglm import XGLMForCausalLM
+from xformer.models.xglm import XGLMConfig, XGLMForCausalLM
 from xformer.outputs import FlaxGreedySearchOutput, FlaxSampleOutput
 from xformer.partitioning import MeshConfig, Rules
-from xformer.pretrained.folder import read_config, read_params
+from xformer.pretrained.folder import read_params
 
 NEW = 6
 PROMPTS = [[45, 12, 78, 60, 59], [43, 107], [9, 10, 101, 113]]
@@ -39,7 +39,7 @@ def quick_compilation():
 def model(parity_folder):
     """A recorded model of 2 layers, and its parameters."""
     folder = parity_folder / "models" / "xglm_gen"
-    config = read_config(folder)
+    config = XGLMConfig.from_pretrained(folder)
     return config, jax.tree.map(jnp.asarray, read_params(folder, config, CausalLM()))
 
 

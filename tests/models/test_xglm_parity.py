@@ -13,8 +13,9 @@ from xformer.layers.execution import Execution
 from xformer.layers.heads import Base, CausalLM
 from xformer.losses import cross_entropy
 from xformer.models import build
-from xformer.pretrained.folder import read_config, read_params
-from xformer.pretrained.names import to_published
+from xformer.models.xglm import XGLMConfig
+from xformer.pretrained.folder import read_params
+from xformer.pretrained.names import XGLM
 
 HEADS = {"XGLMModel": Base(), "XGLMForCausalLM": CausalLM()}
 PREFILL = 4
@@ -22,7 +23,7 @@ PREFILL = 4
 
 @functools.cache
 def load(folder, head):
-    config = read_config(folder)
+    config = XGLMConfig.from_pretrained(folder)
     module = build(config, head, Execution())
     return module, {"params": read_params(folder, config, head)}
 
@@ -119,7 +120,11 @@ def test_loss_and_gradients_equal_the_recorded_ones(parity_case, parity_folder):
     grad = {"rtol": tolerance["grad_rtol"], "atol": tolerance["grad_atol"]}
     np.testing.assert_allclose(optax.tree.norm(grads), expected["grad.global_norm"], **grad)
     flat = traverse_util.flatten_dict(grads["params"])
-    named = dict(to_published(path, np.asarray(leaf)) for path, leaf in flat.items())
+    places = {path: XGLM.weight(path) for path in flat}
+    named = {
+        place.name: place.layout.to_published(np.asarray(flat[path]))
+        for path, place in places.items()
+    }
     for name in parity_case["grad_params"]:
         np.testing.assert_allclose(named[name], expected[f"grad.{name}"], err_msg=name, **grad)
     assert parity_case["grad_params"]

@@ -8,7 +8,8 @@ import pytest
 from xformer.layers.execution import Execution
 from xformer.layers.heads import CausalLM
 from xformer.models import build
-from xformer.pretrained.folder import read_config, read_params
+from xformer.models.xglm import XGLMConfig
+from xformer.pretrained.folder import read_params
 
 pytestmark = pytest.mark.reference
 
@@ -39,7 +40,7 @@ def pair(tmp_path_factory):
                 torch.nn.init.normal_(weight, 1.0 if name.endswith("norm.weight") else 0.0, 0.4)
         folder = tmp_path_factory.mktemp("reference")
         theirs.save_pretrained(folder)
-        config = read_config(folder)
+        config = XGLMConfig.from_pretrained(folder)
         params = {"params": read_params(folder, config, CausalLM())}
         ours = jax.jit(
             build(config, CausalLM(), Execution()).apply,

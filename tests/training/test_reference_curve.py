@@ -9,7 +9,7 @@ from xformer import partitioning
 from xformer.objectives import NextToken
 from xformer.optim import AdamW, Cosine
 from xformer.partitioning import MeshConfig
-from xformer.pretrained.names import to_published
+from xformer.pretrained.names import XGLM
 from xformer.training.state import DROPOUT, blueprint, create_state, purpose_key
 from xformer.training.steps import compile_train_step
 
@@ -38,8 +38,11 @@ def torch_losses(config, params, optimizer):
     fields = {name: getattr(config, name) for name in config.__dataclass_fields__}
     model = transformers.XGLMForCausalLM(transformers.XGLMConfig(**fields))
     flat = traverse_util.flatten_dict(params)
-    weights = dict(to_published(path, np.asarray(leaf)) for path, leaf in flat.items())
-    tensors = {name: torch.tensor(value) for name, value in weights.items()}
+    places = {path: XGLM.weight(path) for path in flat}
+    tensors = {
+        place.name: torch.tensor(place.layout.to_published(np.asarray(flat[path])))
+        for path, place in places.items()
+    }
     _, unexpected = model.load_state_dict(tensors, strict=False)
     assert not unexpected
     model.train()
