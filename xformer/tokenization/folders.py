@@ -1,68 +1,145 @@
-"""Reading and writing tokenizer folders: size caps on the way in, renames on the way out."""
+"""Reading and writing tokenizer folders: caps and checks on the way in, renames on the way out.
+
+Three generations of files say which tokens a tokenizer has: `added_tokens_decoder` in
+`tokenizer_config.json` says all; before it, `special_tokens_map.json`, `added_tokens.json` and the
+list in `tokenizer.json` together did.  Templates for chats and Python files are never read.
+"""
 
 import json
 import shutil
 import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xformer.files import umask, write_synced
+from tokenizers import AddedToken
+
+from xformer.files import read_object, umask, write_synced
+from xformer.hub import Source
+from xformer.tokenization.special_tokens import ADDITIONAL, ROLES
 
 MAX_MODEL_BYTES = 64 * 2**20
 MAX_CONFIG_BYTES = 8 * 2**20
+CONFIG_FILE = "tokenizer_config.json"
+SPECIAL_TOKENS_FILE = "special_tokens_map.json"
+ADDED_TOKENS_FILE = "added_tokens.json"
+TOKENIZER_FILE = "tokenizer.json"
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
-def read_limited(path: Path, limit: int) -> bytes:
-    """Reads a file that must not be larger than expected.
+@dataclass(frozen=True)
+class TokenizerFolder:
+    """What a folder says about a tokenizer.
+
+    Attributes:
+        source: the files.
+        options: arguments of the constructor, `added_tokens_decoder` among them.
+    """
+
+    source: Source
+    options: dict[str, Any]
+
+
+def read_tokenizer_folder(
+    source: Source,
+    overrides: Mapping[str, Any],
+    *,
+    known: Sequence[str],
+    class_names: Sequence[str],
+) -> TokenizerFolder:
+    """Reads what the JSON files of a folder say.
 
     Args:
-        path: the file.
-        limit: largest size accepted, in bytes.
+        source: the folder.
+        overrides: arguments that win over the files.
+        known: names of the arguments that the files may set; others in them are not looked at.
+        class_names: names of tokenizers that the files may be of.
 
     Returns:
-        Its content.
+        The arguments of the tokenizer's constructor.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is larger.
+        ValueError: a file is damaged, another tokenizer's, or wants code to be run.
     """
-    with path.open("rb") as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise ValueError(f"{path} must not be larger than {limit} bytes")
-    return content
+    config = _read(source, CONFIG_FILE, MAX_CONFIG_BYTES)
+    _check_class(source, config, class_names)
+    options = {key: value for key, value in config.items() if key in known} | dict(overrides)
+    options["name_or_path"] = source.name
+    if "max_len" in config:
+        options.setdefault("model_max_length", config["max_len"])
+    if "added_tokens_decoder" in options:
+        added = _added_by_id(source, options["added_tokens_decoder"])
+    else:
+        options |= _special_tokens(source, options, overrides)
+        added = _added_of_older_files(source, options)
+    by_content = {token.content: token for token in added.values()}
+    for role in ROLES:
+        if options.get(role) is not None:
+            token = parse_token(options[role], f"{source.name}: {role}")
+            options[role] = by_content.get(str(token), token)
+    if options.get(ADDITIONAL) is not None:
+        options[ADDITIONAL] = _parse_tokens(options[ADDITIONAL], f"{source.name}: {ADDITIONAL}")
+    return TokenizerFolder(source, options | {"added_tokens_decoder": added})
 
 
-def read_json(path: Path, limit: int) -> dict[str, Any]:
-    """Reads a JSON object; a missing file is an empty one.
+def parse_token(value: Any, where: str) -> str | AddedToken:
+    """Reads a token as JSON files hold it.
 
     Args:
-        path: the file.
-        limit: largest size accepted, in bytes.
+        value: a str, an object with `content` and flags, or an AddedToken.
+        where: the file and key, for the message.
 
     Returns:
-        The object.
+        The str, or the token of an object.
 
     Raises:
-        ValueError: the file is no JSON object, or too large.
+        ValueError: it is none of these.
     """
-    try:
-        value = json.loads(read_limited(path, limit))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} must be a JSON object: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must be a JSON object, got a {type(value).__name__}")
-    return value
+    if isinstance(value, str | AddedToken):
+        return value
+    if not isinstance(value, dict) or not isinstance(value.get("content"), str):
+        raise ValueError(f"{where} must be a text or an object with its content, got {value!r:.80}")
+    flags = {key: value[key] for key in _FLAGS if value.get(key) is not None}
+    for key, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise ValueError(f"{where}: {key} must be true or false, got {flag!r:.80}")
+    return AddedToken(value["content"], **flags)
 
 
-def write_folder(folder: Path, files: dict[str, bytes]) -> tuple[str, ...]:
+def token_fields(token: AddedToken) -> dict[str, Any]:
+    """Gives a token as JSON files hold it.
+
+    Args:
+        token: the token.
+
+    Returns:
+        Its content and flags.
+    """
+    return {"content": token.content, **{key: getattr(token, key) for key in _FLAGS}}
+
+
+def json_bytes(value: Mapping[Any, Any]) -> bytes:
+    """Formats a JSON file as `transformers` does.
+
+    Args:
+        value: the object.
+
+    Returns:
+        UTF-8 text.
+    """
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def write_folder(
+    folder: Path, files: Mapping[str, bytes], prefix: str | None = None
+) -> tuple[str, ...]:
     """Writes small files into a folder, so that a crash leaves no half-written one.
 
     Args:
         folder: made where it does not exist.
         files: content by file name.
+        prefix: put in front of the names, with a hyphen.
 
     Returns:
         The paths written.
@@ -70,17 +147,111 @@ def write_folder(folder: Path, files: dict[str, bytes]) -> tuple[str, ...]:
     Raises:
         OSError: the folder cannot be written.
     """
+    named = {f"{prefix}-{name}" if prefix else name: content for name, content in files.items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        for name, content in files.items():
+        for name, content in named.items():
             write_synced(building / name, content)
         if not folder.exists():
             building.chmod(0o777 & ~umask())
             building.rename(folder)
         else:
-            for name in files:
+            for name in named:
                 (building / name).replace(folder / name)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    return tuple(str(folder / name) for name in files)
+    return tuple(str(folder / name) for name in named)
+
+
+def _read(source: Source, name: str, limit: int) -> dict[str, Any]:
+    """A JSON object; a missing file is an empty one."""
+    path = source.file(name)
+    return {} if path is None else read_object(path, limit)
+
+
+def _check_class(source: Source, config: Mapping[str, Any], class_names: Sequence[str]) -> None:
+    where = f"{source.name}/{CONFIG_FILE}"
+    named = config.get("tokenizer_class")
+    if named is not None and named not in class_names:
+        raise ValueError(
+            f"{where}: tokenizer_class must be one of {', '.join(class_names)}, got {named!r:.80}"
+        )
+    if config.get("auto_map") is not None:
+        raise ValueError(f"{where}: auto_map must be absent; code of a folder is never run")
+
+
+def _special_tokens(
+    source: Source, options: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What `special_tokens_map.json` says, which wins over the config but not over the caller."""
+    found: dict[str, Any] = {}
+    for key, value in _read(source, SPECIAL_TOKENS_FILE, MAX_CONFIG_BYTES).items():
+        where = f"{source.name}/{SPECIAL_TOKENS_FILE}: {key}"
+        if overrides.get(key):
+            continue
+        if key == ADDITIONAL:
+            present = _parse_tokens(options.get(key) or [], f"{source.name}/{CONFIG_FILE}: {key}")
+            given = [_as_special(one, where) for one in _list(value, where)]
+            found[key] = present + [one for one in given if one not in present]
+        elif key in ROLES and value is not None:
+            found[key] = _as_special(value, where)
+    return found
+
+
+def _as_special(value: Any, where: str) -> str | AddedToken:
+    token = parse_token(value, where)
+    return AddedToken(**token_fields(token) | {"special": True}) if value is not token else token
+
+
+def _added_by_id(source: Source, decoder: Any) -> dict[int, AddedToken]:
+    where = f"{source.name}/{CONFIG_FILE}: added_tokens_decoder"
+    if not isinstance(decoder, dict):
+        raise ValueError(f"{where} must be an object, got {decoder!r:.80}")
+    return _unique(where, ((index, token) for index, token in decoder.items()))
+
+
+def _added_of_older_files(source: Source, options: Mapping[str, Any]) -> dict[int, AddedToken]:
+    special = {str(options[role]) for role in ROLES if options.get(role)}
+    special |= {str(one) for one in options.get(ADDITIONAL) or ()}
+    listed: dict[Any, Any] = {}
+    for content, index in _read(source, ADDED_TOKENS_FILE, MAX_CONFIG_BYTES).items():
+        listed[index if isinstance(index, int) else repr(index)] = AddedToken(
+            content, special=content in special, normalized=content not in special
+        )
+    where = f"{source.name}/{TOKENIZER_FILE}: added_tokens"
+    for one in _list(_read(source, TOKENIZER_FILE, MAX_MODEL_BYTES).get("added_tokens", []), where):
+        if not isinstance(one, dict) or not isinstance(one.get("id"), int):
+            raise ValueError(f"{where} must be objects with an id, got {one!r:.80}")
+        listed[one["id"]] = one
+    return _unique(f"{source.name}: added tokens", listed.items())
+
+
+def _unique(where: str, listed: Iterable[tuple[Any, Any]]) -> dict[int, AddedToken]:
+    """Tokens by id; each has one id, and each id one token."""
+    added: dict[int, AddedToken] = {}
+    contents = set()
+    for index, value in listed:
+        text = str(index)
+        if isinstance(index, bool) or not (text.isascii() and text.isdigit() and len(text) < 10):
+            raise ValueError(f"{where}: ids must be numbers below 10^9, got {text:.80}")
+        token = parse_token(value, f"{where}: {text}")
+        if isinstance(token, str):
+            raise ValueError(
+                f"{where}: {text} must be an object with its content, got {token!r:.80}"
+            )
+        if not token.content or token.content in contents or int(text) in added:
+            raise ValueError(f"{where}: {token.content!r:.80} must be one text with one id, {text}")
+        contents.add(token.content)
+        added[int(text)] = token
+    return dict(sorted(added.items()))
+
+
+def _parse_tokens(value: Any, where: str) -> list[str | AddedToken]:
+    return [parse_token(one, where) for one in _list(value, where)]
+
+
+def _list(value: Any, where: str) -> Sequence[Any]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{where} must be a list, got {value!r:.80}")
+    return value

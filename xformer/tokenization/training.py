@@ -22,7 +22,7 @@ import sentencepiece
 
 from xformer.tokenization.xglm import MADEUP_WORDS, OFFSET, XGLMTokenizer
 
-_LAYOUT = OFFSET + MADEUP_WORDS
+_LAYOUT = OFFSET + len(MADEUP_WORDS)
 _MAX_SENTENCE_BYTES = 8192
 
 
@@ -90,7 +90,7 @@ def train_sentencepiece(
             f"SentencePiece says: {error}"
         ) from error
     with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / XGLMTokenizer.vocab_file_name
+        path = Path(scratch) / XGLMTokenizer.vocab_files_names["vocab_file"]
         path.write_bytes(model.getvalue())
         XGLMTokenizer(path).save_pretrained(folder)
     return XGLMTokenizer.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""XGLM's tokenizer: a SentencePiece model in the id layout of fairseq.
+"""XGLM's slow tokenizer: a SentencePiece model in the id layout of fairseq.
 
 Source: Lin et al. 2021, "Few-shot Learning with Multilingual Language Models"; the layout is that
 of fairseq's dictionaries, to which the published embedding matrices are aligned:
@@ -10,119 +10,23 @@ of fairseq's dictionaries, to which the published embedding matrices are aligned
 
 import os
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
+from xformer.tokenization.model_input import ModelInput
 from xformer.tokenization.sentencepiece import SentencePieceTokenizer
+from xformer.tokenization.special_tokens import Token
 
 OFFSET = 1
-MADEUP_WORDS = 7
-_FIRST_IDS = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
+MADEUP_WORDS = tuple(f"<madeupword{i}>" for i in range(7))
+FIRST_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 
 
-class XGLMTokenizer(SentencePieceTokenizer):
-    """The tokenizer of the XGLM family (the one that `transformers` calls slow)."""
+class XGLMInput(ModelInput):
+    """What the family puts around a sequence, whichever kind of tokenizer split it."""
 
-    vocab_file_name: ClassVar[str] = "sentencepiece.bpe.model"
-    class_names: ClassVar[tuple[str, ...]] = ("XGLMTokenizer", "XGLMTokenizerFast")
-    role_names: ClassVar[tuple[str, ...]] = (
-        "bos_token",
-        "eos_token",
-        "unk_token",
-        "sep_token",
-        "pad_token",
-        "cls_token",
-    )
-
-    def __init__(
-        self,
-        vocab_file: str | os.PathLike[str],
-        bos_token: str = "<s>",
-        eos_token: str = "</s>",
-        sep_token: str = "</s>",
-        cls_token: str = "<s>",
-        unk_token: str = "<unk>",
-        pad_token: str = "<pad>",
-        *,
-        additional_special_tokens: Sequence[str] = (),
-        clean_up_tokenization_spaces: bool = False,
-    ) -> None:
-        """Reads the model.
-
-        Args:
-            vocab_file: the SentencePiece model, usually `sentencepiece.bpe.model`.
-            bos_token: begin of a sequence (unused by the model, which begins with `sep_token`).
-            eos_token: end of a sequence.
-            sep_token: put in front of every sequence.
-            cls_token: the token of a classifier.
-            unk_token: stands for pieces outside of the vocabulary.
-            pad_token: fills up batches.
-            additional_special_tokens: further special texts; the seven `<madeupword..>` are added.
-            clean_up_tokenization_spaces: whether `decode` removes spaces before punctuation.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is no SentencePiece model, or a special token is not in the vocabulary.
-        """
-        madeup = [f"<madeupword{i}>" for i in range(MADEUP_WORDS)]
-        roles = {
-            "bos_token": bos_token,
-            "eos_token": eos_token,
-            "unk_token": unk_token,
-            "sep_token": sep_token,
-            "pad_token": pad_token,
-            "cls_token": cls_token,
-        }
-        super().__init__(
-            vocab_file,
-            special_tokens=roles,
-            additional_special_tokens=tuple(dict.fromkeys([*additional_special_tokens, *madeup])),
-            clean_up_tokenization_spaces=clean_up_tokenization_spaces,
-        )
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids: pieces, offset and made-up words."""
-        return self.processor.get_piece_size() + OFFSET + MADEUP_WORDS
-
-    bos_token_id = property(lambda self: self._id_of(self.special_tokens["bos_token"]))
-    eos_token_id = property(lambda self: self._id_of(self.special_tokens["eos_token"]))
-    sep_token_id = property(lambda self: self._id_of(self.special_tokens["sep_token"]))
-    cls_token_id = property(lambda self: self._id_of(self.special_tokens["cls_token"]))
-    unk_token_id = property(lambda self: self._id_of(self.special_tokens["unk_token"]))
-    pad_token_id = property(lambda self: self._id_of(self.special_tokens["pad_token"]))
-
-    def convert_token_to_id(self, token: str) -> int:
-        """Gives the id of a piece or of one of the layout's own tokens.
-
-        Args:
-            token: a piece as `tokenize` returns it.
-
-        Returns:
-            Its id, or 3 where the model does not have it.
-        """
-        if token in _FIRST_IDS:
-            return _FIRST_IDS[token]
-        number = token.removeprefix("<madeupword").removesuffix(">")
-        if token == f"<madeupword{number}>" and number in map(str, range(MADEUP_WORDS)):
-            return self.processor.get_piece_size() + OFFSET + int(number)
-        piece_id = self.processor.piece_to_id(token)
-        return piece_id + OFFSET if piece_id else _FIRST_IDS["<unk>"]
-
-    def convert_id_to_token(self, index: int) -> str:
-        """Gives the text of an id.
-
-        Args:
-            index: an id, 0 to `vocab_size - 1`.
-
-        Returns:
-            A piece, or one of the layout's own tokens.
-        """
-        if index < len(_FIRST_IDS):
-            return list(_FIRST_IDS)[index]
-        madeup = index - OFFSET - self.processor.get_piece_size()
-        return self.processor.id_to_piece(index - OFFSET) if madeup < 0 else f"<madeupword{madeup}>"
+    model_input_names: Sequence[str] = ("input_ids", "attention_mask")
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
@@ -141,21 +45,106 @@ class XGLMTokenizer(SentencePieceTokenizer):
             return separator + token_ids_0
         return separator + token_ids_0 + separator + separator + token_ids_1
 
-    def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Encodes documents for training as `</s> X </s>`, taken literally.
+    def create_token_type_ids_from_sequences(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """Gives zeros: the model has no token types.
 
         Args:
-            texts: whole documents; one that spells `</s>` does not become that token.
+            token_ids_0: ids of the first sequence.
+            token_ids_1: ids of the second sequence, where there is one.
 
         Returns:
-            One int32 array of ids for each.
+            A zero for each token of the model's input.
         """
-        documents = []
-        for pieces in self.processor.encode(list(texts), num_threads=1):
-            ids = np.empty(len(pieces) + 2, np.int32)
-            ids[0], ids[-1] = self.sep_token_id, self.eos_token_id
-            ids[1:-1] = pieces
-            # SentencePiece calls its unknown piece 0; the layout gives it the id 3.
-            ids[1:-1] = np.where(ids[1:-1] == 0, self.unk_token_id, ids[1:-1] + OFFSET)
-            documents.append(ids)
-        return documents
+        return [0] * len(self.build_inputs_with_special_tokens(token_ids_0, token_ids_1))
+
+    @property
+    def document_affixes(self) -> tuple[list[int], list[int]]:
+        """Ids around a document of training: `</s> X </s>`."""
+        return [self.sep_token_id], [self.eos_token_id]
+
+
+class XGLMTokenizer(XGLMInput, SentencePieceTokenizer):
+    """The tokenizer of the XGLM family (the one that `transformers` calls slow)."""
+
+    vocab_files_names: ClassVar[dict[str, str]] = {"vocab_file": "sentencepiece.bpe.model"}
+    class_names: ClassVar[tuple[str, ...]] = ("XGLMTokenizer", "XGLMTokenizerFast")
+
+    def __init__(
+        self,
+        vocab_file: str | os.PathLike[str],
+        bos_token: Token = "<s>",
+        eos_token: Token = "</s>",
+        sep_token: Token = "</s>",
+        cls_token: Token = "<s>",
+        unk_token: Token = "<unk>",
+        pad_token: Token = "<pad>",
+        sp_model_kwargs: dict[str, Any] | None = None,
+        *,
+        additional_special_tokens: Sequence[Token] | None = None,
+        **options: Any,
+    ) -> None:
+        """Reads the model.
+
+        Args:
+            vocab_file: the SentencePiece model, usually `sentencepiece.bpe.model`.
+            bos_token: begin of a sequence (unused by the model, which begins with `sep_token`).
+            eos_token: end of a sequence.
+            sep_token: put in front of every sequence.
+            cls_token: the token of a classifier.
+            unk_token: stands for pieces outside of the vocabulary.
+            pad_token: fills up batches.
+            sp_model_kwargs: `enable_sampling`, `nbest_size` and `alpha` of SentencePiece.
+            additional_special_tokens: further special texts; the seven `<madeupword..>` are added.
+            **options: see `base.TokenizerOptions`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            TypeError: there is no such option.
+            ValueError: it is no SentencePiece model, or an option is out of range.
+        """
+        additional = list(additional_special_tokens or ())
+        named = set(map(str, additional))
+        super().__init__(
+            vocab_file,
+            sp_model_kwargs,
+            bos_token=bos_token,
+            eos_token=eos_token,
+            sep_token=sep_token,
+            cls_token=cls_token,
+            unk_token=unk_token,
+            pad_token=pad_token,
+            additional_special_tokens=[
+                *additional,
+                *(word for word in MADEUP_WORDS if word not in named),
+            ],
+            **options,
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids: pieces, offset and made-up words, without those of added tokens."""
+        return self.sp_model.get_piece_size() + OFFSET + len(MADEUP_WORDS)
+
+    def _token_to_id(self, token: str) -> int | None:
+        if token in FIRST_TOKENS:
+            return FIRST_TOKENS.index(token)
+        pieces = self.sp_model.get_piece_size()
+        if token in MADEUP_WORDS:
+            return pieces + OFFSET + MADEUP_WORDS.index(token)
+        piece_id = self.sp_model.piece_to_id(token)
+        return piece_id + OFFSET if piece_id else None
+
+    def _id_to_token(self, index: int) -> str:
+        if index < len(FIRST_TOKENS):
+            return FIRST_TOKENS[index]
+        madeup = index - OFFSET - self.sp_model.get_piece_size()
+        return MADEUP_WORDS[madeup] if madeup >= 0 else self.sp_model.id_to_piece(index - OFFSET)
+
+    def _literal_ids(self, texts: Sequence[str]) -> Sequence[Sequence[int] | np.ndarray]:
+        if self._plain:
+            return super()._literal_ids(texts)
+        # SentencePiece calls its unknown piece 0.
+        pieces = (np.asarray(one, np.int32) for one in super()._literal_ids(texts))
+        return [np.where(one == 0, self.unk_token_id, one + OFFSET) for one in pieces]
