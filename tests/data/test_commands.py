@@ -61,7 +61,7 @@ def test_text_options_reach_the_reader(tmp_path, tokenizer_folder):
         ),
         (["tokenizer", "train", "a.txt", "--vocab-size", "9", "--out", "o"], "vocab_size must be"),
         (["tokenizer", "train", "b.jsonl", "--vocab-size", "99", "--out", "o"], "--bad-row-limit"),
-        (["prepare", "a.txt", "--tokenizer", "t", "--length", "8", "--out", "o"], "t must contain"),
+        (["prepare", "a.txt", "--tokenizer", "t", "--length", "8", "--out", "o"], "there is no folder t"),
     ],
 )
 def test_bad_input_is_explained(tmp_path, monkeypatch, capsys, arguments, message):
