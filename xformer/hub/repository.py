@@ -33,8 +33,7 @@ class RepositorySource(Source):
         self._options = options
         cache = options.cache_dir
         self._cache = None if cache is None else os.fspath(cache)
-        self._take(options.revision)
-        self._is_pinned = False
+        self._settle(options.revision)
         self._offline = options.local_files_only
         self._files: dict[str, Path | None] = {}
 
@@ -97,11 +96,12 @@ class RepositorySource(Source):
             raise
         except errors.EntryNotFoundError as error:
             response = getattr(error, "response", None)
-            self._pin(response.headers.get("X-Repo-Commit") if response is not None else None)
+            if response is not None:
+                self._settle(response.headers.get("X-Repo-Commit") or self._revision)
             return None
         # The cache holds <repository>/snapshots/<commit>/<name>.
         snapshot = path.parents[len(PurePosixPath(self._options.subfolder, name).parts) - 1]
-        self._pin(snapshot.name)
+        self._settle(snapshot.name)
         return contained(path, snapshot.resolve())
 
     def _is_known_to_lack(self, name: str) -> bool:
@@ -112,14 +112,11 @@ class RepositorySource(Source):
         found = try_to_load_from_cache(self._repo_id, path, self._cache, self._revision)
         return found is not None and not isinstance(found, str)
 
-    def _pin(self, commit: str | None) -> None:
-        """Takes all later files from the commit of the first: a branch may move between two."""
-        if commit and not self._is_pinned:
-            self._take(commit)
-            self._is_pinned = True
+    def _settle(self, revision: str) -> None:
+        """Downloads from here on, and messages, are of this revision.
 
-    def _take(self, revision: str) -> None:
-        """Downloads from here on, and messages, are of this revision."""
+        All files come from the commit of the first: a branch may move between two.
+        """
         self._revision = revision
         self.name = f"{self._repo_id}/{self._options.subfolder}".rstrip("/") + f" at {revision}"
 
