@@ -184,7 +184,8 @@ class Handler(BaseHTTPRequestHandler):
         name = f"{asked['organization']}/{asked['name']}"
         exists = name in self.server.repositories
         if not exists:
-            access = "private" if asked.get("private") else "public"
+            is_private = asked.get("private") or asked.get("visibility") == "private"
+            access = "private" if is_private else "public"
             self.server.commit(name, {".gitattributes": ""}, access=access)
         self.answer(409 if exists else 200, {"url": f"{self.server.url}/{name}"})
 
@@ -239,7 +240,8 @@ def hub(monkeypatch, tmp_path):
     thread.start()
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    for module in (constants, file_download):
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
