@@ -22,6 +22,7 @@ COMMANDS = {
     "train": ("xformer.cli.train", "pretrain or go on pretraining, from a gin file"),
     "eval": ("xformer.cli.evaluate", "evaluate a run's checkpoint on its validation data"),
     "generate": ("xformer.cli.generate", "continue prompts with a run's model"),
+    "export": ("xformer.cli.export", "write a run's model as a folder that transformers loads"),
     "report": ("xformer.cli.report", "write a run's report: one page with curves and samples"),
     "show-config": (
         "xformer.cli.show_config",

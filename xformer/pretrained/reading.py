@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from xformer.files import read_object
 from xformer.hub import Source
+from xformer.pretrained.manifest import read_manifest, verify
 from xformer.pretrained.msgpack import MsgpackFile
 from xformer.pretrained.names import Index, Shape
 
@@ -135,6 +136,11 @@ class SafetensorsFile:
         return _DTYPES[dtype]
 
 
+File = SafetensorsFile | MsgpackFile
+_Opener = Callable[[Path], File]
+_KINDS: dict[str, _Opener] = {SAFETENSORS: SafetensorsFile, MSGPACK: MsgpackFile}
+
+
 class Weights:
     """Stored weights, opened for reading.
 
@@ -145,7 +151,7 @@ class Weights:
         names: Shape and dtype of every tensor, by name.
     """
 
-    def __init__(self, source: str, files: Mapping[str, SafetensorsFile | MsgpackFile]) -> None:
+    def __init__(self, source: str, files: Mapping[str, File]) -> None:
         """Collects opened files.
 
         Args:
@@ -196,13 +202,9 @@ def open_weights(source: Source) -> Weights:
         ValueError: if a file is damaged, if an index and its shards disagree, or if there are
             only weights in a format that can run code.
     """
-    kinds: tuple[tuple[str, Callable[[Path], SafetensorsFile | MsgpackFile]], ...] = (
-        (SAFETENSORS, SafetensorsFile),
-        (MSGPACK, MsgpackFile),
-    )
-    for name, open_file in kinds:
+    for name, open_file in _KINDS.items():
         if (path := source.file(name)) is not None:
-            file = open_file(path)
+            file = open_file(verify(path, name, read_manifest(source)))
             return Weights(source.name, dict.fromkeys(file.forms, file))
         if (path := source.file(f"{name}.index.json")) is not None:
             return Weights(source.name, _open_shards(source, path, open_file))
@@ -219,28 +221,20 @@ def open_weights(source: Source) -> Weights:
     )
 
 
-def _open_shards(
-    source: Source, index: Path, open_file: Callable[[Path], SafetensorsFile | MsgpackFile]
-) -> dict[str, SafetensorsFile | MsgpackFile]:
+def _open_shards(source: Source, index: Path, open_file: _Opener) -> dict[str, File]:
     """The opened shard of every tensor that an index names."""
     places = _read_index(index)
-    shards = {shard: _open_shard(source, index, shard, open_file) for shard in set(places.values())}
+    manifest = read_manifest(source)
+    verify(index, index.name, manifest)
+    shards = {}
+    for shard in set(places.values()):
+        if (path := source.file(shard)) is None:
+            raise FileNotFoundError(f"{source.name} lacks {shard}, which {index.name} names")
+        shards[shard] = open_file(verify(path, shard, manifest))
     for name, shard in places.items():
         if name not in shards[shard].forms:
             raise ValueError(f"{index} says that {name} is in {shard}, which does not hold it")
     return {name: shards[shard] for name, shard in places.items()}
-
-
-def _open_shard(
-    source: Source,
-    index: Path,
-    shard: str,
-    open_file: Callable[[Path], SafetensorsFile | MsgpackFile],
-) -> SafetensorsFile | MsgpackFile:
-    path = source.file(shard)
-    if path is None:
-        raise FileNotFoundError(f"{source.name} lacks {shard}, which {index.name} names")
-    return open_file(path)
 
 
 def _read_index(path: Path) -> dict[str, str]:

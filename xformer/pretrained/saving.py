@@ -7,7 +7,7 @@ beside the parameters, wherever they are. The same parameters always give the sa
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 
 from xformer.layers.stack import STACKED
 from xformer.pretrained import msgpack
+from xformer.pretrained.manifest import MANIFEST, describe
 from xformer.pretrained.names import SAME, Layout, Shape, Weight, WeightTable
 from xformer.pretrained.reading import MSGPACK, SAFETENSORS, dtype_code
 from xformer.pretrained.staging import staged
@@ -37,6 +38,7 @@ class _Tensor:
     layer: int | None
     layout: Layout
     dtype: np.dtype
+    advance: Callable[[int], None]  # told the size of every piece
 
     @property
     def shape(self) -> Shape:
@@ -51,6 +53,11 @@ class _Tensor:
 
     def pieces(self) -> Iterator[np.ndarray]:
         """Its content in order, as contiguous arrays of the file's dtype."""
+        for piece in self._pieces():
+            yield piece
+            self.advance(piece.nbytes)
+
+    def _pieces(self) -> Iterator[np.ndarray]:
         value = self.leaf if self.layer is None else _cut(self.leaf, 0, self.layer, 1)[0]
         if self.layout.reshape is not None or not value.shape:
             whole = np.asarray(value).astype(self.dtype)
@@ -73,6 +80,8 @@ def save_params(
     layout: Literal["published", "flax"] = "published",
     dtype: DTypeLike | None = None,
     files: Mapping[str, bytes] | None = None,
+    with_manifest: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[str, ...]:
     """Writes a model folder, whole or not at all.
 
@@ -88,6 +97,8 @@ def save_params(
             files of `transformers`' Flax classes.
         dtype: Dtype of the stored tensors; None keeps that of the parameters.
         files: Other files by name, such as config.json; they are put in place last.
+        with_manifest: Whether to add a manifest of checksums, which loading then verifies.
+        progress: Called now and then with the bytes written and those to be written.
 
     Returns:
         The names of the files written.
@@ -97,7 +108,15 @@ def save_params(
         OSError: if the folder cannot be written.
     """
     limit = parse_size(max_shard_size)
-    tensors = list(_tensors(params, table, layout, dtype))
+    done = 0
+
+    def advance(size: int) -> None:
+        nonlocal done
+        done += size
+        if progress is not None:
+            progress(done, sum(tensor.size for tensor in tensors))
+
+    tensors = _tensors(params, table, layout, dtype, advance)
     base = SAFETENSORS if layout == "published" else MSGPACK
     shards = _split(tensors, limit, base)
     write = _write_safetensors if layout == "published" else _write_msgpack
@@ -110,6 +129,9 @@ def save_params(
                 write(file, content)
         for name, data in others.items():
             (stage / name).write_bytes(data)
+        if with_manifest:
+            (stage / MANIFEST).write_bytes(describe(stage))
+            others[MANIFEST] = b""
     return (*shards, *others)
 
 
@@ -136,8 +158,12 @@ def parse_size(size: str | int) -> int:
 
 
 def _tensors(
-    params: Mapping[str, Any], table: WeightTable, layout: str, dtype: DTypeLike | None
-) -> Iterator[_Tensor]:
+    params: Mapping[str, Any],
+    table: WeightTable,
+    layout: str,
+    dtype: DTypeLike | None,
+    advance: Callable[[int], None],
+) -> list[_Tensor]:
     """What is to be written, in the natural order of the names."""
     found = []
     for path, leaf in traverse_util.flatten_dict(params).items():
@@ -151,8 +177,8 @@ def _tensors(
         for layer in range(leaf.shape[0]) if at is not None else [None]:
             full = path if at is None else (*path[:at], str(layer), *path[at + 1 :])
             place = table.weight(full) if layout == "published" else Weight("/".join(full), SAME)
-            found.append(_Tensor(place.name, leaf, layer, place.layout, stored))
-    return iter(sorted(found, key=lambda tensor: _natural(tensor.name)))
+            found.append(_Tensor(place.name, leaf, layer, place.layout, stored, advance))
+    return sorted(found, key=lambda tensor: _natural(tensor.name))
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -226,14 +252,19 @@ def _replace(stage: Path, folder: Path) -> None:
     """
     new = [path.name for path in sorted(stage.iterdir())]
     old = [path.name for path in folder.iterdir() if _is_weights(path.name)]
-    for name in old:
-        if name.endswith(".index.json"):
-            (folder / name).unlink()
-    for name in sorted(new, key=lambda name: (not _is_weights(name), name.endswith(".json"))):
+    for name in (*filter(_is_index, old), MANIFEST):
+        (folder / name).unlink(missing_ok=True)
+    weights = [name for name in new if _is_weights(name)]
+    for name in sorted(weights, key=_is_index):
         (stage / name).replace(folder / name)
-    for name in old:
-        if name not in new:
-            (folder / name).unlink(missing_ok=True)
+    for name in set(old) - set(new):
+        (folder / name).unlink(missing_ok=True)
+    for name in set(new) - set(weights):
+        (stage / name).replace(folder / name)
+
+
+def _is_index(name: str) -> bool:
+    return name.endswith(".index.json")
 
 
 def _is_weights(name: str) -> bool:
