@@ -242,8 +242,13 @@ class PreTrainedTokenizerBase(EncodingCalls):
         raise NotImplementedError
 
     def _vocabulary_files(self) -> dict[str, bytes]:
-        """The vocabulary by file name, what `save_vocabulary` writes; identity rests on it."""
+        """The vocabulary by file name, what `save_vocabulary` writes."""
         raise NotImplementedError
+
+    def _identity(self) -> bytes:
+        """What the ids rest on beside tokens and settings: the vocabulary's files."""
+        files = sorted(self._vocabulary_files().items())
+        return b"".join(f"{name}:{len(content)}:".encode() + content for name, content in files)
 
     def _further_files(self, legacy_format: bool | None) -> dict[str, bytes]:
         """What `save_pretrained` writes beside the vocabulary and the two config files."""
@@ -357,9 +362,7 @@ class PreTrainedTokenizerBase(EncodingCalls):
             64 hexadecimal digits; the same for the same class, vocabulary and tokens, in whatever
             order files name them.
         """
-        digest = hashlib.sha256()
-        for name, content in sorted(self._vocabulary_files().items()):
-            digest.update(f"{name}:{len(content)}:".encode() + content)
+        digest = hashlib.sha256(self._identity())
         special = self.special_tokens_map
         special["additional_special_tokens"] = sorted(self.additional_special_tokens)
         described = {

@@ -1,0 +1,93 @@
+"""Reading `tokenizer.json`, the file of the `tokenizers` library, checked before it is used."""
+
+import json
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from xformer.tokenization.conversion import check_pieces, rust_errors
+
+MAX_BACKEND_BYTES = 64 * 2**20
+
+
+def read_backend(content: bytes, origin: str) -> Tokenizer:
+    """Builds the Rust tokenizer that a `tokenizer.json` describes.
+
+    Args:
+        content: the bytes of the file.
+        origin: the file's name, for messages.
+
+    Returns:
+        The tokenizer, with the truncation and the padding that the file may ask for.
+
+    Raises:
+        ValueError: the bytes are no such file, or one whose vocabulary contradicts itself.
+    """
+    fields = _parse(content, origin)
+    _check_vocabulary(fields.get("model"), origin)
+    with rust_errors(f"{origin} must be a file of the tokenizers library"):
+        backend = Tokenizer.from_buffer(content)
+    for token in fields.get("added_tokens") or []:
+        if backend.token_to_id(token["content"]) != token["id"]:
+            raise ValueError(
+                f"{origin}: added_tokens must have the ids that the vocabulary gives them, got "
+                f"{token['id']} for {token['content']!r}, which is "
+                f"{backend.token_to_id(token['content'])}"
+            )
+    return backend
+
+
+def describe_backend(backend: Tokenizer) -> bytes:
+    """Tells what a Rust tokenizer does, for its identity.
+
+    Args:
+        backend: the tokenizer.
+
+    Returns:
+        The same bytes for tokenizers that do the same: neither the truncation and padding of a
+        last call nor the last digits of scores, which are not kept by `tokenizer.json`, count.
+    """
+    fields = json.loads(backend.to_str())
+    for passing in ("version", "truncation", "padding"):
+        fields.pop(passing, None)
+    if fields["model"]["type"] == "Unigram":
+        pieces = fields["model"]["vocab"]
+        fields["model"]["vocab"] = [[piece, float(np.float32(score))] for piece, score in pieces]
+    return json.dumps(fields, sort_keys=True).encode()
+
+
+def _parse(content: bytes, origin: str) -> dict[str, Any]:
+    if len(content) > MAX_BACKEND_BYTES:
+        raise ValueError(f"{origin} must not be larger than {MAX_BACKEND_BYTES} bytes")
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{origin} must be a JSON object: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{origin} must be a JSON object, got a {type(fields).__name__}")
+    return fields
+
+
+def _check_vocabulary(model: Any, origin: str) -> None:
+    """Refuses what the Rust library would take: ids used twice, far too large vocabularies."""
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, list):
+        pieces: list[Any] = [
+            entry[0] if isinstance(entry, list) and entry else None for entry in vocabulary
+        ]
+        ids: list[Any] = list(range(len(pieces)))
+    elif isinstance(vocabulary, dict):
+        pieces, ids = list(vocabulary), list(vocabulary.values())
+    else:
+        raise ValueError(f"{origin}: model.vocab must be a list or an object")
+    if not all(isinstance(piece, str) for piece in pieces):
+        raise ValueError(f"{origin}: model.vocab must list [piece, score] pairs")
+    check_pieces(pieces, origin)
+    if not all(type(index) is int and index >= 0 for index in ids) or len(set(ids)) < len(ids):
+        raise ValueError(f"{origin}: model.vocab must give every piece an id of its own")
+    if ids and max(ids) >= 2 * len(ids):
+        raise ValueError(
+            f"{origin}: model.vocab must number its {len(ids)} pieces without large gaps, got the "
+            f"id {max(ids)}"
+        )

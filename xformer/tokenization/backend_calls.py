@@ -1,0 +1,109 @@
+"""Encoding with the `tokenizers` library: the settings of a call in, its encodings out."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from tokenizers import Encoding, Tokenizer
+
+from xformer.tokenization.calls import EncodingCalls, Text
+from xformer.tokenization.conversion import rust_errors
+from xformer.tokenization.encoding import BatchEncoding
+from xformer.tokenization.settings import EncodingSettings, PaddingStrategy, TruncationStrategy
+
+
+class BackendCalls(EncodingCalls):
+    """The part of a fast tokenizer that encodes: the backend truncates and pads too."""
+
+    _tokenizer: Tokenizer
+
+    def _encode_one(
+        self, text: Text, pair: Text | None, settings: EncodingSettings
+    ) -> BatchEncoding:
+        # The documented class takes an empty second text for none here, but not in a batch.
+        encoding = self._encode_batch([(text, pair or None)], settings)
+        if settings.return_tensors is not None or settings.return_overflowing_tokens:
+            return encoding
+        columns = encoding.data.items()
+        first = {name: rows[0] if isinstance(rows[0], list) else rows for name, rows in columns}
+        return BatchEncoding(first, encoding.encodings)
+
+    def _encode_batch(
+        self, batch: list[tuple[Text, Text | None]], settings: EncodingSettings
+    ) -> BatchEncoding:
+        overflows = settings.return_overflowing_tokens
+        rows = [
+            [row, *(row.overflowing if overflows else ())] for row in self._run(batch, settings)
+        ]
+        encodings = [row for group in rows for row in group]
+        columns = self._columns(encodings, settings)
+        if overflows:
+            columns["overflow_to_sample_mapping"] = [
+                i for i, group in enumerate(rows) for _ in group
+            ]
+        if settings.max_length is None:
+            for ids in columns["input_ids"]:
+                self._warn_if_too_long(ids, settings)
+        return BatchEncoding(columns, encodings, tensor_type=settings.return_tensors)
+
+    def _run(
+        self, batch: Iterable[tuple[Text, Text | None]], settings: EncodingSettings
+    ) -> list[Encoding]:
+        with rust_errors(
+            f"truncation={settings.truncation.value!r}, max_length={settings.max_length} and "
+            f"stride={settings.stride} must suit the texts"
+        ):
+            self._configure(settings)
+            return self._tokenizer.encode_batch(
+                [text if pair is None else (text, pair) for text, pair in batch],
+                is_pretokenized=settings.is_split_into_words,
+                add_special_tokens=settings.add_special_tokens,
+            )
+
+    def _columns(self, encodings: list[Encoding], settings: EncodingSettings) -> dict[str, Any]:
+        columns: dict[str, Any] = {"input_ids": [row.ids for row in encodings]}
+        if self._returns("token_type_ids", settings.return_token_type_ids):
+            columns["token_type_ids"] = [row.type_ids for row in encodings]
+        if self._returns("attention_mask", settings.return_attention_mask):
+            columns["attention_mask"] = [row.attention_mask for row in encodings]
+        if settings.return_special_tokens_mask:
+            columns["special_tokens_mask"] = [row.special_tokens_mask for row in encodings]
+        if settings.return_offsets_mapping:
+            columns["offset_mapping"] = [row.offsets for row in encodings]
+        if settings.return_length:
+            columns["length"] = [len(row) for row in encodings]
+        return columns
+
+    def _configure(self, settings: EncodingSettings) -> None:
+        """Sets the backend up, which holds truncation and padding; only what differs is touched."""
+        backend = self._tokenizer
+        truncation = self._truncation(settings)
+        if truncation != backend.truncation:
+            backend.enable_truncation(**truncation) if truncation else backend.no_truncation()
+        padding = self._padding(settings)
+        if padding != backend.padding:
+            backend.enable_padding(**padding) if padding else backend.no_padding()
+        if backend.encode_special_tokens != settings.split_special_tokens:
+            backend.encode_special_tokens = settings.split_special_tokens
+
+    def _truncation(self, settings: EncodingSettings) -> dict[str, Any] | None:
+        if settings.truncation is TruncationStrategy.DO_NOT_TRUNCATE:
+            return None
+        return {
+            "max_length": settings.max_length,
+            "stride": settings.stride,
+            "strategy": settings.truncation.value,
+            "direction": self.truncation_side,
+        }
+
+    def _padding(self, settings: EncodingSettings) -> dict[str, Any] | None:
+        if settings.padding is PaddingStrategy.DO_NOT_PAD:
+            return None
+        to_length = settings.padding is PaddingStrategy.MAX_LENGTH
+        return {
+            "length": settings.max_length if to_length else None,
+            "pad_to_multiple_of": settings.pad_to_multiple_of,
+            "pad_id": self.pad_token_id,
+            "pad_token": self.pad_token,
+            "pad_type_id": self.pad_token_type_id,
+            "direction": settings.padding_side,
+        }
