@@ -5,8 +5,8 @@ import json
 import pytest
 import zstandard
 
-from xformer.data.raw import SourceOptions, is_jsonl, is_splittable
-from xformer.data.sources import BadRows, expand_files, read_documents
+from xformer.data.formats.base import SourceOptions
+from xformer.data.sources import BadRows, expand_files, open_file, read_documents
 
 ROWS = [{"text": "one\ntwo"}, {"text": "  "}, {"text": "drei \u00fc"}, {"text": "x" * 300}]
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -26,14 +26,13 @@ def _write(path, content, compression):
 
 def _texts(path, options=None, bad_rows=None, start=0, stop=None):
     options, bad_rows = options or SourceOptions(), bad_rows or BadRows()
-    return [text for _, text in read_documents(path, options, bad_rows, start, stop)]
+    return [text for _, text in read_documents(open_file(path, options), bad_rows, start, stop)]
 
 
 @pytest.mark.parametrize("compression", ["", "gz", "zst"])
 def test_json_rows_are_documents(tmp_path, compression):
     path = _write(tmp_path / "rows.jsonl", JSONL, compression)
-    assert is_jsonl(path)
-    assert is_splittable(path, SourceOptions()) == (not compression)
+    assert open_file(path, SourceOptions()).splittable == (not compression)
     assert _texts(path) == ["one\ntwo", "drei \u00fc", "x" * 300]
 
 

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from xformer.data.formats.base import TEXT_SPLITS, SourceOptions
 from xformer.data.manifest import Manifest
 from xformer.data.prepare import PrepareOptions, prepare
-from xformer.data.raw import TEXT_SPLITS, SourceOptions
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:

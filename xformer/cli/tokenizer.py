@@ -15,8 +15,8 @@ from pathlib import Path
 from rich.console import Console
 
 from xformer.cli.prepare import add_source_arguments, read_source_options
-from xformer.data.raw import SourceOptions
-from xformer.data.sources import BadRows, expand_files, read_documents
+from xformer.data.formats.base import SourceOptions
+from xformer.data.sources import BadRows, expand_files, open_file, read_documents
 from xformer.tokenization.training import train_sentencepiece
 
 
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _documents(files: Sequence[Path], options: SourceOptions, bad_rows: BadRows) -> Iterator[str]:
     for path in files:
-        for _, text in read_documents(path, options, bad_rows):
+        for _, text in read_documents(open_file(path, options), bad_rows):
             yield text
 
 

@@ -1,45 +1,23 @@
-"""Random access to the documents of text files, without preparing them."""
+"""Random access to the documents of files, without preparing them."""
 
-import os
 from array import array
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, SupportsIndex
 
+from xformer.data.formats.base import RawFile, SourceOptions
 from xformer.data.manifest import hash_file
-from xformer.data.raw import SourceOptions, is_compressed
-from xformer.data.sources import (
-    BadRowError,
-    BadRows,
-    expand_files,
-    parse,
-    read_documents,
-)
+from xformer.data.sources import BadRows, expand_files, open_file, read_documents
 
 MEMORY_BYTES = 2**30
-
-
-@dataclass(frozen=True)
-class DocumentFile:
-    """A file and its identity.
-
-    Attributes:
-        path: the file.
-        bytes: its size.
-        sha256: of its content, hexadecimal.
-    """
-
-    path: Path
-    bytes: int
-    sha256: str
 
 
 class DocumentSource:
     """All usable documents of some files, in order; a data source for grain.
 
-    Documents of plain files are read when they are asked for; those of compressed files are kept in
-    memory, as one cannot jump into them.
+    Documents are read when they are asked for; those of compressed files are kept in memory, as one
+    cannot jump into them.
     """
 
     def __init__(self, options: SourceOptions) -> None:
@@ -49,13 +27,11 @@ class DocumentSource:
             options: how files become documents.
         """
         self._options = options
-        self._files: list[DocumentFile] = []
-        self._first: list[int] = []
-        self._offsets = array("Q")
-        self._sizes = array("Q")
+        self._files: list[RawFile] = []
+        self._entries: list[list[Any]] = []
+        self._places = array("Q")  # Two numbers for each document
         self._of_file = array("L")
         self._texts: dict[int, str] = {}
-        self._handles: dict[int, int] = {}
         self._held = 0
 
     @classmethod
@@ -93,12 +69,11 @@ class DocumentSource:
         Returns:
             Name without folder, size and SHA-256 of each file, in order, and how they are read.
         """
-        files = [[file.path.name, file.bytes, file.sha256] for file in self._files]
-        return {"files": files, **asdict(self._options)}
+        return {"files": self._entries, **asdict(self._options)}
 
     def __len__(self) -> int:
         """Number of documents."""
-        return len(self._offsets)
+        return len(self._of_file)
 
     def __repr__(self) -> str:
         """Names this source in what grain prints."""
@@ -120,47 +95,31 @@ class DocumentSource:
         number = index.__index__()
         if number in self._texts:
             return self._texts[number]
-        file = self._of_file[number]
-        path = self._files[file].path
+        file = self._files[self._of_file[number]]
         try:
-            if file not in self._handles:
-                self._handles[file] = os.open(path, os.O_RDONLY)
-            size, offset = self._sizes[number], self._offsets[number]
-            content = os.pread(self._handles[file], size, offset)
-            if len(content) != size:
-                raise OSError("the file is shorter than it was")
-            return parse(path, content.rstrip(b"\r\n"), self._options)
-        except (OSError, BadRowError) as error:
+            content = file.fetch((self._places[2 * number], self._places[2 * number + 1]))
+            return file.parse(content)
+        except (OSError, ValueError) as error:
+            first = self._of_file.index(self._of_file[number])
             raise OSError(
-                f"cannot read document {number - self._first[file]} of {path} again ({error}); "
+                f"cannot read document {number - first} of {file.path} again ({error}); "
                 "files must not change during training"
             ) from error
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leaves open files behind: a worker opens its own."""
-        return {**self.__dict__, "_handles": {}}
-
-    def __del__(self) -> None:
-        """Closes the files."""
-        for handle in self._handles.values():
-            os.close(handle)
-
     def _add_file(self, path: Path, bad_rows: BadRows) -> None:
-        file = len(self._files)
-        self._files.append(DocumentFile(path, path.stat().st_size, hash_file(path)))
-        self._first.append(len(self._offsets))
-        for raw, text in read_documents(path, self._options, bad_rows):
-            if is_compressed(path):
+        self._entries.append([path.name, path.stat().st_size, hash_file(path)])
+        self._files.append(open_file(path, self._options))
+        for raw, text in read_documents(self._files[-1], bad_rows):
+            if raw.place is None:
                 self._hold(text)
-            self._offsets.append(raw.offset)
-            self._sizes.append(raw.size)
-            self._of_file.append(file)
+            self._of_file.append(len(self._files) - 1)
+            self._places.extend(raw.place or (0, 0))
 
     def _hold(self, text: str) -> None:
         self._held += len(text)
         if self._held > MEMORY_BYTES:
             raise ValueError(
-                f"compressed TextData.files must hold at most {MEMORY_BYTES} characters, as they "
-                "are kept in memory; run `xformer prepare` and use PreparedData"
+                f"compressed TextData.files (Parquet too) must hold at most {MEMORY_BYTES} "
+                "characters, as they are kept in memory; run `xformer prepare` and use PreparedData"
             )
-        self._texts[len(self._offsets)] = text
+        self._texts[len(self)] = text

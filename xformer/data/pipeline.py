@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xformer.data.formats.base import SourceOptions
 from xformer.data.manifest import TOKENIZER_FOLDER, read_manifest
 from xformer.data.packing import Batch
 from xformer.data.prepared_stream import PreparedStream
-from xformer.data.raw import SourceOptions
 from xformer.data.streams import Request, Stream
 from xformer.data.text_stream import TextStream
 from xformer.tokenization.xglm import XGLMTokenizer
@@ -238,7 +238,8 @@ def read_tokenizer(config: PreparedData | TextData) -> XGLMTokenizer:
         ValueError: it is not the one that the corpus was prepared with.
     """
     if isinstance(config, TextData):
-        return XGLMTokenizer.from_pretrained(config.tokenizer)
+        # A path is never taken for a name of the hub.
+        return XGLMTokenizer.from_pretrained(Path(config.tokenizer))
     folder = Path(config.path)
     wanted = read_manifest(folder).tokenizer.sha256
     tokenizer = XGLMTokenizer.from_pretrained(folder / TOKENIZER_FOLDER)

@@ -18,10 +18,10 @@ import numpy as np
 
 from xformer.data import manifest as manifests
 from xformer.data.building import building, publish, sync
+from xformer.data.formats.base import SourceOptions
 from xformer.data.manifest import Counts, FileEntry, Manifest, Settings, TokenizerEntry
 from xformer.data.packing import token_dtype
 from xformer.data.processes import die_with
-from xformer.data.raw import SourceOptions
 from xformer.data.shards import ShardResult, Span, choose_shard_bytes, plan_shards, write_shard
 from xformer.data.sources import BadRows, expand_files
 from xformer.tokenization.xglm import XGLMTokenizer
@@ -106,6 +106,7 @@ def prepare(
         raise ValueError(f"workers must be at least 1, got {workers}")
     paths = expand_files(files)
     final = Path(out)
+    tokenizer = Path(tokenizer)  # A path is never taken for a name of the hub.
     with _pool(workers, tokenizer) as run:
         stamps = list(map(_stamp, paths))
         hashes = list(run(manifests.hash_file, paths))

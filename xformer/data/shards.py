@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from array_record.python import array_record_module
 
+from xformer.data.formats.base import SourceOptions
 from xformer.data.manifest import FileEntry, Settings, hash_file
 from xformer.data.packing import Row, encode_record, pack, token_dtype
-from xformer.data.raw import SourceOptions, is_splittable
-from xformer.data.sources import BadRows, read_documents
+from xformer.data.sources import BadRows, open_file, read_documents
 from xformer.tokenization.xglm import XGLMTokenizer
 
 _BATCH_DOCUMENTS = 64
@@ -89,7 +89,7 @@ def plan_shards(
     for path, file_bytes in files:
         pieces = [Span(path)]
         step = shard_bytes
-        if is_splittable(path, options) and file_bytes > shard_bytes:
+        if file_bytes > shard_bytes and open_file(path, options).splittable:
             pieces = [Span(path, at, at + step) for at in range(0, file_bytes, step)]
         for piece in pieces:
             waiting.append(piece)
@@ -179,7 +179,9 @@ def _tokenize(
     texts: list[str] = []
     characters = 0
     for span in spans:
-        documents = read_documents(span.path, options, result.bad_rows, span.start, span.stop)
+        documents = read_documents(
+            open_file(span.path, options), result.bad_rows, span.start, span.stop
+        )
         for _, text in documents:
             texts.append(text)
             characters += len(text)

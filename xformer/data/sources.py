@@ -1,22 +1,27 @@
-"""Documents from text and JSON-lines files, and the judgement of rows that hold none.
+"""Documents from files of every format, and the judgement of rows that hold none.
 
-A row that cannot be used (not
-UTF-8, not JSON, no text under the key, too large) is skipped and counted, and `BadRows.check` makes
-too many of them an error.  The same bytes always give the same documents in the same order.
+What a file is, its name says.  A row that cannot be used (not UTF-8, not JSON, null, no text under
+the key, too large) is skipped and counted, and `BadRows.check` makes too many of them an error.
+The same bytes always give the same documents in the same order.
 """
 
 import glob
-import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from xformer.data.raw import RawDocument, SourceOptions, is_jsonl, read_raw
+from xformer.data.formats.array_record import ArrayRecordFile
+from xformer.data.formats.arrow import ArrowStream
+from xformer.data.formats.base import RawDocument, RawFile, SourceOptions
+from xformer.data.formats.datasets import is_dataset, list_dataset
+from xformer.data.formats.decoding import BadRowError
+from xformer.data.formats.parquet import ParquetFile
+from xformer.data.formats.text import TextFile
 
-
-class BadRowError(ValueError):
-    """A row that holds no usable text; the message is the reason."""
+# Shards are often called `train.array_record-00000-of-00010`.
+_ARRAY_RECORD = re.compile(r"\.array_?record(-\d+-of-\d+)?$")
 
 
 @dataclass
@@ -65,7 +70,8 @@ def expand_files(files: Sequence[str], key: str = "files") -> tuple[Path, ...]:
     """Resolves file names and glob patterns.
 
     Args:
-        files: names and patterns (`*`, `?`, `[...]`, `**`).
+        files: names and patterns (`*`, `?`, `[...]`, `**`) of files, and of folders that `datasets`
+            saved.
         key: the setting they come from, for messages.
 
     Returns:
@@ -73,105 +79,70 @@ def expand_files(files: Sequence[str], key: str = "files") -> tuple[Path, ...]:
 
     Raises:
         FileNotFoundError: a name or pattern matches no file.
-        ValueError: no names are given.
+        ValueError: no names are given, or a folder of several splits.
     """
     if not files:
         raise ValueError(f"{key} must name at least one file")
     found: dict[Path, None] = {}
     for name in files:
-        matches = [name] if os.path.isfile(name) else sorted(glob.glob(name, recursive=True))
-        matches = [match for match in matches if os.path.isfile(match)]
-        if not matches:
+        matches = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
+        paths = [path for match in matches for path in _files_of(Path(match), key)]
+        if not paths:
             hint = "is a folder; write FOLDER/*.txt" if os.path.isdir(name) else "matches no file"
             raise FileNotFoundError(f"every entry of {key} must name a file, but {name!r} {hint}")
-        found.update(dict.fromkeys(map(Path, matches)))
+        found.update(dict.fromkeys(paths))
     return tuple(found)
 
 
-def parse(path: Path, content: bytes | None, options: SourceOptions) -> str:
-    """Turns the bytes of a document into its text.
+def _files_of(path: Path, key: str) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return list_dataset(path, key) if is_dataset(path) else []
+
+
+def open_file(path: Path, options: SourceOptions) -> RawFile:
+    """Chooses the reader of a file by its name; nothing is read yet.
 
     Args:
-        path: the file, which says what the bytes are.
-        content: what `read_raw` gave.
-        options: how files become documents.
+        path: the file.
+        options: how it becomes documents.
 
     Returns:
-        The text.
-
-    Raises:
-        BadRowError: there is no usable text in them.
+        The file.
     """
-    if content is None:
-        raise BadRowError(f"longer than max_document_bytes={options.max_document_bytes}")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadRowError(f"not UTF-8 ({error.reason} at byte {error.start})") from error
-    if not is_jsonl(path):
-        return text.replace("\r\n", "\n")
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadRowError(f"not JSON ({error})") from error
-    if not isinstance(row, dict) or not isinstance(row.get(options.text_key), str):
-        raise BadRowError(f"text_key={options.text_key!r} must name a string: {_shape(row)}")
-    text = row[options.text_key]
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise BadRowError("text holds half a surrogate pair") from error
-    return text
+    if path.suffix == ".parquet":
+        return ParquetFile(path, options)
+    if path.suffix == ".arrow":
+        return ArrowStream(path, options)
+    if _ARRAY_RECORD.search(path.name):
+        return ArrayRecordFile(path, options)
+    return TextFile(path, options)
 
 
 def read_documents(
-    path: Path,
-    options: SourceOptions,
-    bad_rows: BadRows,
-    start: int = 0,
-    stop: int | None = None,
+    file: RawFile, bad_rows: BadRows, start: int = 0, stop: int | None = None
 ) -> Iterator[tuple[RawDocument, str]]:
     """Reads the usable documents of a file, and counts the others.
 
     Args:
-        path: the file.
-        options: how files become documents.
+        file: the file.
         bad_rows: is added to.
-        start: see `read_raw`.
-        stop: see `read_raw`.
+        start: see `RawFile.read`.
+        stop: see `RawFile.read`.
 
     Yields:
-        Where a document is, and its text; documents without any text are left out.
+        A document and its text; documents without any text are left out.
     """
-    for raw in read_raw(path, options, start, stop):
+    for raw in file.read(start, stop):
         bad_rows.rows += 1
+        text, flaw = "", raw.flaw
         try:
-            text = parse(path, raw.content, options)
+            text = "" if raw.content is None else file.parse(raw.content)
         except BadRowError as error:
+            flaw = str(error)
+        if flaw:
             bad_rows.bad += 1
             if len(bad_rows.examples) < 5:
-                line = raw.line + (_count_lines(path, start, raw.offset) if start else 0)
-                bad_rows.examples.append(f"{path}:{line}: {error}")
-            continue
+                bad_rows.examples.append(f"{file.path}:{file.locate(raw, start)}: {flaw}")
         if text.strip():
             yield raw, text
-
-
-def _count_lines(path: Path, start: int, offset: int) -> int:
-    """Counts the lines before the first whole line of a range that begins at byte `start`."""
-    count = 0
-    with path.open("rb") as file:
-        file.seek(start - 1)
-        file.readline()
-        left = min(file.tell(), offset)
-        file.seek(0)
-        while left > 0 and (block := file.read(min(left, 2**20))):
-            count += block.count(b"\n")
-            left -= len(block)
-    return count
-
-
-def _shape(row: object) -> str:
-    if isinstance(row, dict):
-        return f"keys are {', '.join(map(repr, list(row)[:8])) or 'none'}"
-    return f"the row is a {type(row).__name__}"

@@ -8,8 +8,8 @@ import grain
 import numpy as np
 
 from xformer.data.documents import DocumentSource
+from xformer.data.formats.base import SourceOptions
 from xformer.data.packing import Batch, Packer, Row, expand_row
-from xformer.data.raw import SourceOptions
 from xformer.data.streams import Request, State, close, stack
 from xformer.tokenization.xglm import XGLMTokenizer
 

@@ -1,0 +1,1 @@
+"""Reading documents out of files: one module for each format, behind `base.RawFile`."""
