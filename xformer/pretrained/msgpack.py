@@ -95,7 +95,7 @@ class MsgpackFile:
                 if file.readinto(part) != len(part):
                     raise ValueError(f"{self.path}: {name} ends early; the file was cut short")
         rows = data.view(leaf.dtype).reshape(stop - start, *leaf.shape[1:])
-        return rows[(slice(None), *index[1:])] if leaf.shape else rows[0]
+        return rows[(slice(None), *index[1:])] if leaf.shape else rows.reshape(())
 
 
 def _overlaps(

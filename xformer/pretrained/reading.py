@@ -223,9 +223,8 @@ def open_weights(source: Source) -> Weights:
 
 def _open_shards(source: Source, index: Path, open_file: _Opener) -> dict[str, File]:
     """The opened shard of every tensor that an index names."""
-    places = _read_index(index)
     manifest = read_manifest(source)
-    verify(index, index.name, manifest)
+    places = _read_index(verify(index, index.name, manifest))
     shards = {}
     for shard in set(places.values()):
         if (path := source.file(shard)) is None:

@@ -1,0 +1,289 @@
+"""Opening weights: what is found, what is refused, and that parts are read alone."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import serialization
+from safetensors.numpy import load_file, save_file
+
+from xformer.hub import open_source
+from xformer.pretrained import reading
+from xformer.pretrained.reading import open_weights
+
+TENSORS = {
+    "a.weight": np.arange(35, dtype=np.float32).reshape(7, 5),
+    "a.bias": np.arange(5, dtype=np.float16),
+    "b.weight": np.arange(12, dtype=np.float32).reshape(4, 3).astype(ml_dtypes.bfloat16),
+    "b.scale": np.array(2.5, np.float32),
+    "b.empty": np.zeros((0, 3), np.float32),
+    "b.ids": np.arange(4),
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_file(TENSORS, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    return tmp_path
+
+
+def split(folder, shards=3):
+    """Replaces the weights by shards with an index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    places = {name: f"model-{i % shards}.safetensors" for i, name in enumerate(sorted(tensors))}
+    for shard in set(places.values()):
+        part = {name: value for name, value in tensors.items() if places[name] == shard}
+        save_file(part, folder / shard)
+    return write_index(folder, places)
+
+
+def write_index(folder, places, name="model.safetensors.index.json"):
+    (folder / name).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return folder / name
+
+
+def opened(folder):
+    return open_weights(open_source(folder))
+
+
+def assert_holds(weights, tensors=TENSORS):
+    assert weights.names.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert weights.names[name] == (value.shape, value.dtype)
+        found = weights.read(name)
+        assert found.dtype == value.dtype
+        np.testing.assert_array_equal(found, value)
+
+
+def test_single_file_is_opened(folder):
+    weights = opened(folder)
+    assert weights.layout == "published" and weights.source == str(folder)
+    assert weights.origin("a.bias") == folder / "model.safetensors"
+    assert_holds(weights)
+
+
+def test_shards_are_opened_through_their_index(folder):
+    split(folder)
+    weights = opened(folder)
+    assert_holds(weights)
+    assert {weights.origin(name).name for name in weights.names} == {
+        f"model-{i}.safetensors" for i in range(3)
+    }
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_parts_are_read(folder, sharded):
+    if sharded:
+        split(folder)
+    weights = opened(folder)
+    part = (slice(2, 5), slice(1, 4))
+    np.testing.assert_array_equal(weights.read("a.weight", part), TENSORS["a.weight"][part])
+    whole = (slice(None), slice(0, 2))
+    np.testing.assert_array_equal(weights.read("b.weight", whole), TENSORS["b.weight"][whole])
+    assert weights.read("b.empty", (slice(0, 0), slice(0, 3))).shape == (0, 3)
+    assert weights.read("b.scale", ()) == 2.5
+
+
+TREE = {"a": {"kernel": TENSORS["a.weight"].T.copy()}, "b": {"bias": TENSORS["a.bias"]}}
+FLAT = {"a/kernel": TREE["a"]["kernel"], "b/bias": TREE["b"]["bias"]}
+
+
+def test_flax_msgpack_is_opened(tmp_path):
+    (tmp_path / "flax_model.msgpack").write_bytes(serialization.to_bytes(TREE))
+    weights = opened(tmp_path)
+    assert weights.layout == "flax"
+    assert_holds(weights, FLAT)
+
+
+def test_flax_msgpack_shards_are_opened(tmp_path):
+    for key in TREE:
+        content = serialization.to_bytes({key: TREE[key]})
+        (tmp_path / f"flax_model-{key}.msgpack").write_bytes(content)
+    places = {"a/kernel": "flax_model-a.msgpack", "b/bias": "flax_model-b.msgpack"}
+    write_index(tmp_path, places, "flax_model.msgpack.index.json")
+    assert_holds(opened(tmp_path), FLAT)
+
+
+def test_flax_safetensors_have_the_layout_of_the_tree(tmp_path):
+    dotted = {name.replace("/", "."): value for name, value in FLAT.items()}
+    save_file(dotted, tmp_path / "model.safetensors", metadata={"format": "flax"})
+    weights = opened(tmp_path)
+    assert weights.layout == "flax"
+    assert_holds(weights, FLAT)
+
+
+def test_safetensors_are_preferred(folder):
+    (folder / "flax_model.msgpack").write_bytes(b"no tree")
+    (folder / "pytorch_model.bin").write_bytes(b"no weights")
+    assert_holds(opened(folder))
+
+
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "model.pt", "weights.pkl", "tf_model.h5", "model.ckpt", "m.pth"]
+)
+def test_formats_that_run_code_are_refused_with_a_way_out(tmp_path, name):
+    (tmp_path / name).write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    with pytest.raises(ValueError, match=rf"weights only in {name}: formats that can run code"):
+        opened(tmp_path)
+
+
+def test_folder_without_weights_says_what_is_looked_for(tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither model.safetensors nor flax_model.msgpack"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("shard", ["../model.safetensors", "/etc/m", "sub/m", "..", "", None, 3])
+def test_shard_outside_the_folder_is_refused(folder, shard):
+    index = split(folder)
+    places = json.loads(index.read_text())["weight_map"] | {"a.bias": shard}
+    write_index(folder, places)
+    with pytest.raises(ValueError, match="index.json: shard names must be plain file names, got"):
+        opened(folder)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{", "index.json is not JSON"),
+        ("[" * 100_000, "index.json is not JSON"),
+        ("[]", "index.json must hold a JSON object, got list"),
+        ("{}", "index.json must have a weight_map from tensors to shards"),
+        ('{"weight_map": ["a"]}', "index.json must have a weight_map from tensors to shards"),
+        ('{"weight_map": {}}', "index.json must have a weight_map from tensors to shards"),
+        (" " * (reading.MAX_HEADER_BYTES + 1), "index.json must not be larger than 8388608 bytes"),
+    ],
+)
+def test_index_that_is_none_is_refused(folder, text, message):
+    split(folder).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        opened(folder)
+
+
+def test_index_of_very_many_shards_is_refused(folder):
+    index = split(folder)
+    write_index(folder, {f"t{i}": f"model-{i}.safetensors" for i in range(2001)})
+    with pytest.raises(ValueError, match=f"{index.name} must name at most 2000 shards"):
+        opened(folder)
+
+
+def test_index_and_shards_must_agree(folder):
+    index = split(folder)
+    places = json.loads(index.read_text())["weight_map"]
+    write_index(folder, places | {"c.weight": "model-0.safetensors"})
+    message = "index.json says that c.weight is in model-0.safetensors, which does not hold it"
+    with pytest.raises(ValueError, match=message):
+        opened(folder)
+    write_index(folder, places | {"c.weight": "model-9.safetensors"})
+    with pytest.raises(FileNotFoundError, match="lacks model-9.safetensors, which model.safet"):
+        opened(folder)
+
+
+def test_files_that_are_damaged_are_named(folder):
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    for damaged in (content[: len(content) // 2], content + b"x", b"", b"\x10" + bytes(7)):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="model.safetensors is not a whole safetensors file"):
+            opened(folder)
+
+
+def test_huge_header_is_refused_before_it_is_read(folder):
+    path = folder / "model.safetensors"
+    with path.open("r+b") as file:
+        file.write((2**40).to_bytes(8, "little"))
+    with pytest.raises(ValueError, match=r"must have a header of at most 8388608 bytes, got 10995"):
+        opened(folder)
+
+
+def test_dtype_that_is_not_known_is_refused(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"dtype":"F16"', b'"dtype":"U16"'))
+    with pytest.raises(ValueError, match="model.safetensors: a.bias has dtype U16; known are F64"):
+        opened(folder)
+
+
+def test_tensor_names_are_never_paths(tmp_path):
+    save_file({"../../etc/x": TENSORS["a.bias"]}, tmp_path / "model.safetensors")
+    assert opened(tmp_path).names.keys() == {"../../etc/x"}
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def write_manifest(folder, **changes):
+    files = {
+        path.name: {
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for path in folder.iterdir()
+    }
+    (folder / "xformer_manifest.json").write_text(
+        json.dumps({"format": 1, "files": files} | changes)
+    )
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_manifest_is_verified(folder, sharded):
+    if sharded:
+        split(folder)
+    write_manifest(folder)
+    assert_holds(opened(folder))
+    for path in folder.glob("model*"):
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # silent without the manifest
+        with pytest.raises(ValueError, match=f"{path.name} is not the file that .* describes"):
+            opened(folder)
+        path.write_bytes(content + b" ")
+        with pytest.raises(ValueError, match=f"{path.name} is not the file that .* describes"):
+            opened(folder)
+        path.write_bytes(content)
+    assert_holds(opened(folder))
+
+
+def test_weights_that_the_manifest_lacks_are_refused(folder):
+    write_manifest(folder, files={})
+    with pytest.raises(ValueError, match="model.safetensors is not the file that .* remove the"):
+        opened(folder)
+
+
+@pytest.mark.parametrize("changes", [{"format": 2}, {"files": []}])
+def test_manifest_of_another_format_is_refused(folder, changes):
+    write_manifest(folder, **changes)
+    with pytest.raises(ValueError, match="xformer_manifest.json must have format 1 and files"):
+        opened(folder)
+
+
+HIGH_WATER = """
+import sys
+from pathlib import Path
+from xformer.hub import open_source
+from xformer.pretrained.reading import open_weights
+
+def memory(field):
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[field].split()[0]) * 1024
+
+before = memory("VmHWM")
+weights = open_weights(open_source(sys.argv[1]))
+for name in weights.names:
+    part = weights.read(name, (slice(0, 16), slice(0, 1024)))
+    assert part.shape == (16, 1024) and part[3, 5] == 1, part
+print(memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.parametrize("form", ["safetensors", "msgpack"])
+def test_reading_parts_needs_memory_for_the_parts_alone(tmp_path, form):
+    tensors = {f"t{i}": np.ones((16384, 1024), np.float32) for i in range(3)}  # 64 MiB each
+    if form == "safetensors":
+        save_file(tensors, tmp_path / "model.safetensors")
+    else:
+        (tmp_path / "flax_model.msgpack").write_bytes(serialization.to_bytes(tensors))
+    command = [sys.executable, "-c", HIGH_WATER, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+    assert int(done.stdout) < 16 * 2**20
