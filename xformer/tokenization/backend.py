@@ -7,6 +7,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from xformer.tokenization.conversion import check_pieces, rust_errors
+from xformer.tokenization.folders import parse_token
 
 MAX_BACKEND_BYTES = 64 * 2**20
 
@@ -26,6 +27,7 @@ def read_backend(content: bytes, origin: str) -> Tokenizer:
     """
     fields = _parse(content, origin)
     _check_vocabulary(fields.get("model"), origin)
+    _check_added(fields.get("added_tokens") or [], origin)
     with rust_errors(f"{origin} must be a file of the tokenizers library"):
         backend = Tokenizer.from_buffer(content)
     for token in fields.get("added_tokens") or []:
@@ -67,6 +69,14 @@ def _parse(content: bytes, origin: str) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ValueError(f"{origin} must be a JSON object, got a {type(fields).__name__}")
     return fields
+
+
+def _check_added(added: Any, origin: str) -> None:
+    """Refuses added tokens that are none, or that take long to add."""
+    for token in added if isinstance(added, list) else [added]:
+        if not isinstance(token, dict):
+            raise ValueError(f"{origin}: added_tokens must be a list of objects, got {token!r:.80}")
+        parse_token(token, f"{origin}: added_tokens")
 
 
 def _check_vocabulary(model: Any, origin: str) -> None:

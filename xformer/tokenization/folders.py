@@ -21,6 +21,7 @@ from xformer.tokenization.special_tokens import ADDITIONAL, ROLES
 
 MAX_MODEL_BYTES = 64 * 2**20
 MAX_CONFIG_BYTES = 8 * 2**20
+MAX_TOKEN_CHARACTERS = 1000  # the time to add a token grows with the square of its length
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 ADDED_TOKENS_FILE = "added_tokens.json"
@@ -94,8 +95,14 @@ def parse_token(value: Any, where: str) -> str | AddedToken:
         The str, or the token of an object.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: it is none of these, or a text too long for a token.
     """
+    content = value.get("content") if isinstance(value, dict) else str(value)
+    if isinstance(content, str) and len(content) > MAX_TOKEN_CHARACTERS:
+        raise ValueError(
+            f"{where} must be a text of at most {MAX_TOKEN_CHARACTERS} characters, got "
+            f"{len(content)}: {content!r:.80}"
+        )
     if isinstance(value, str | AddedToken):
         return value
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
