@@ -1,8 +1,12 @@
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 
-from xformer.cli.main import main
+from xformer.cli import prepare as command
+from xformer.cli.main import _parse, main
 from xformer.data.manifest import read_manifest
 from xformer.data.pipeline import PreparedData, open_batches, read_tokenizer
 from xformer.tokenization.xglm import XGLMTokenizer
@@ -61,7 +65,10 @@ def test_text_options_reach_the_reader(tmp_path, tokenizer_folder):
         ),
         (["tokenizer", "train", "a.txt", "--vocab-size", "9", "--out", "o"], "vocab_size must be"),
         (["tokenizer", "train", "b.jsonl", "--vocab-size", "99", "--out", "o"], "--bad-row-limit"),
-        (["prepare", "a.txt", "--tokenizer", "t", "--length", "8", "--out", "o"], "there is no folder t"),
+        (
+            ["prepare", "a.txt", "--tokenizer", "t", "--length", "8", "--out", "o"],
+            "there is no folder t",
+        ),
     ],
 )
 def test_bad_input_is_explained(tmp_path, monkeypatch, capsys, arguments, message):
@@ -80,3 +87,11 @@ def test_help_shows_an_example(capsys, command):
         main([*command, "--help"])
     assert stop.value.code == 0
     assert f"\n  xformer {command[0]} " in capsys.readouterr().out
+
+
+def test_commands_of_the_documentation_are_understood():
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^xformer prepare (.*)$", page, re.M)
+    assert len(lines) == 4
+    for line in lines:
+        assert _parse("prepare", command, shlex.split(line)).out == "prepared/train"

@@ -1,11 +1,17 @@
 """Tokenize and pack text into a corpus for training.
 
-Files ending in .jsonl or .ndjson hold one JSON object a line, all others UTF-8 text; .gz and .zst
-are read through.  The corpus appears at --out when it is complete; the same command run again finds
-it and does nothing.  What it holds does not depend on the number of workers.
+What a FILE is, its name says:
+  *.jsonl *.ndjson   JSON objects, one a line, with the text under --text-key (or .gz, .zst of them)
+  *.parquet          rows with the text in the column --text-key
+  *.arrow            Arrow streams, in the same way; or name a folder that `datasets` saved
+  *.arrayrecord      records of text, of JSON objects or of tf.train.Examples (or *.array_record)
+  all others         UTF-8 text (or .gz, .zst of it)
+The corpus appears at --out when it is complete; the same command run again finds it and does
+nothing.  What it holds does not depend on the number of workers.
 
-Example:
+Examples:
   xformer prepare 'corpus/*.jsonl.zst' --tokenizer tokenizer --length 1024 --out prepared/train
+  xformer prepare 'dump/*.parquet' --text-key content --tokenizer tokenizer --length 1024 --out new
 
 A run then reads it with `PreparedData.path = "prepared/train"`.
 """
@@ -30,9 +36,11 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         parser: the parser of a command.
     """
     default = SourceOptions()
-    parser.add_argument("files", nargs="+", metavar="FILE", help="file name or quoted pattern")
     parser.add_argument(
-        "--text-key", default=default.text_key, help="key of the text in JSON rows (%(default)s)"
+        "files", nargs="+", metavar="FILE", help="file, dataset folder or quoted pattern"
+    )
+    parser.add_argument(
+        "--text-key", default=default.text_key, help="key or column of the text (%(default)s)"
     )
     parser.add_argument(
         "--text-split",

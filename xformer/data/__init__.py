@@ -1,1 +1,1 @@
-"""From text files to packed batches: numpy in, numpy out."""
+"""From files of documents to packed batches: numpy in, numpy out."""

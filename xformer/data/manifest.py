@@ -45,7 +45,7 @@ class Settings:
 
     Attributes:
         length: tokens of a row.
-        text_key: key of the text in JSON rows.
+        text_key: key, column or feature of the text.
         text_split: what of a text file is a document.
         max_document_bytes: longest document used.
         shard_bytes: bytes of source text in one shard.
@@ -103,7 +103,7 @@ class Manifest:
         tokenizer: see `TokenizerEntry`.
         token_dtype: numpy name of the stored ids, "<u2" or "<u4".
         counts: see `Counts`.
-        sources: the text files, in the order in which they were read.
+        sources: the files of documents, in the order in which they were read.
         shards: the row files, in order.
         unigram_counts: the file of target counts.
     """
@@ -151,7 +151,7 @@ def describe_inputs(
     Args:
         settings: the settings.
         tokenizer: the tokenizer.
-        sources: the text files, in order.
+        sources: the files of documents, in order.
 
     Returns:
         A flat JSON object; equal objects mean equal rows.

@@ -4,7 +4,7 @@
 
 Two kinds of data give the same kind of batch.  `PreparedData` reads the rows that `xformer prepare`
 wrote: any batch can be computed from its number, so the position is that number.  `TextData`
-tokenizes and packs text files while training; its position also names the document in which the
+tokenizes and packs documents while training; its position also names the document in which the
 next row begins.  In both, the global batch k does not depend on the number of processes or workers.
 """
 
@@ -45,17 +45,18 @@ class PreparedData:
 
 @dataclass(frozen=True)
 class TextData:
-    """Text and JSON-lines files, tokenized and packed while training.
+    """Files of documents, tokenized and packed while training.
 
     For corpora of a few gigabytes: at the start every file is read once (to count, hash and find
     the documents), compressed ones are kept in memory, and every process of a run tokenizes
     everything.  For more, `xformer prepare` once and use `PreparedData`.
 
     Attributes:
-        files: names and glob patterns; `.jsonl` and `.ndjson` hold JSON rows, others text.
+        files: names and glob patterns of text, JSON lines, Parquet, Arrow and ArrayRecord files,
+            and of folders that `datasets` saved.
         tokenizer: a tokenizer folder.
         length: tokens of a row.
-        text_key: key of the text in JSON rows.
+        text_key: key, column or feature that holds the text.
         text_split: what of a text file is one document: "file", "paragraph" or "line".
         shuffle: whether every epoch has an order of its own; a pass with an end is always in order.
         workers: processes that tokenize; 0 tokenizes in threads of the training process.

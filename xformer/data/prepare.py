@@ -78,13 +78,13 @@ def prepare(
     overwrite: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Prepared:
-    """Tokenizes and packs text files into a folder of ArrayRecord shards.
+    """Tokenizes and packs documents into a folder of ArrayRecord shards.
 
     The rows are a function of the files' contents, the tokenizer and the options; not of the number
     of workers.
 
     Args:
-        files: names and patterns of text and JSON-lines files.
+        files: names and patterns of files and dataset folders.
         tokenizer: a tokenizer folder.
         out: the folder to write.
         options: length, and how files become documents.

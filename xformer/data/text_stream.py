@@ -1,4 +1,4 @@
-"""The stream of rows packed from text files on the fly."""
+"""The stream of rows packed from documents on the fly."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -15,7 +15,7 @@ from xformer.tokenization.xglm import XGLMTokenizer
 
 
 class TextStream:
-    """Rows packed from text files on the fly."""
+    """Rows packed from documents on the fly."""
 
     def __init__(
         self, source: DocumentSource, tokenizer: XGLMTokenizer, length: int, request: Request

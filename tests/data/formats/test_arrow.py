@@ -120,6 +120,13 @@ def test_other_content_is_named(tmp_path, read):
         read(tmp_path / "a.arrow")
 
 
+def test_names_of_columns_that_are_no_text_are_damage(tmp_path, read):
+    path = _write(tmp_path / "a.arrow", pa.array(TEXTS))
+    path.write_bytes(path.read_bytes().replace(b"text", b"\xff\xff\xff\xff"))
+    with pytest.raises(ValueError, match=r"a\.arrow must be a whole Arrow stream: "):
+        read(path)
+
+
 def test_positions_outside_of_the_memory_are_refused(tmp_path, read):
     path = _write(tmp_path / "a.arrow", pa.array(["aaa", "bbb", "ccc"]))
     offsets = struct.pack("<4i", 0, 3, 6, 9)

@@ -49,7 +49,7 @@ def named_damage(pyarrow: Any, path: Path, kind: str) -> Iterator[None]:
         if error.errno is not None:
             raise
         raise ValueError(f"{path} must be a whole {kind}: {error}") from error
-    except (pyarrow.ArrowException, EOFError) as error:
+    except (pyarrow.ArrowException, EOFError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} must be a whole {kind}: {error}") from error
 
 
