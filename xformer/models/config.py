@@ -250,7 +250,7 @@ class ModelConfig:
         try:
             return cls.from_dict(found, return_unused_kwargs=return_unused_kwargs, **overrides)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise ValueError(f"{path}: {str(error):.1000}") from error
 
     @classmethod
     def from_json_file(cls, json_file: str | os.PathLike[str]) -> "ModelConfig":

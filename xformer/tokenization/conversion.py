@@ -143,6 +143,9 @@ def _read_model(content: bytes) -> Any:
         proto = _messages.ModelProto.FromString(content)
     except (RuntimeError, DecodeError) as error:
         raise ValueError(f"the file must be a SentencePiece model: {error}") from error
+    for index, piece in enumerate(proto.pieces):
+        if not isinstance(piece.piece, str):  # bytes, where they are no text
+            raise ValueError(f"the SentencePiece model's piece {index} must be UTF-8 text")
     if proto.trainer_spec.byte_fallback:
         warnings.warn(
             "this SentencePiece model writes unknown characters as bytes (byte_fallback); the fast "
