@@ -1,4 +1,4 @@
-"""Every field of the recorded encodings of `transformers` 4.57.6's slow tokenizers."""
+"""Every field of the recorded encodings of `transformers` 4.57.6, slow and fast."""
 
 import json
 from pathlib import Path
@@ -6,14 +6,19 @@ from pathlib import Path
 import pytest
 
 from xformer.tokenization.xglm import XGLMTokenizer
+from xformer.tokenization.xglm_fast import XGLMTokenizerFast
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
-@pytest.fixture(params=["xglm", "xglm_bpe"])
+CLASSES = {"slow": XGLMTokenizer, "fast": XGLMTokenizerFast}
+
+
+@pytest.fixture(params=["xglm-slow", "xglm_bpe-slow", "xglm-fast", "xglm_bpe-fast"])
 def recorded(request):
-    encodings = json.loads((FIXTURES / f"{request.param}.encodings.json").read_text("utf-8"))
-    return XGLMTokenizer.from_pretrained(FIXTURES / request.param), encodings["slow"]
+    name, kind = request.param.split("-")
+    encodings = json.loads((FIXTURES / f"{name}.encodings.json").read_text("utf-8"))
+    return CLASSES[kind].from_pretrained(FIXTURES / name), encodings[kind]
 
 
 def check_text(tokenizer, case, *texts):
@@ -27,6 +32,9 @@ def check_text(tokenizer, case, *texts):
     assert sorted(tokenizer(*texts)) == sorted(case["default_keys"])
     assert tokenizer.convert_ids_to_tokens(ids) == case["tokens"]
     check_decoded(tokenizer, case, ids)
+    if tokenizer.is_fast:
+        offsets = tokenizer(*texts, return_offsets_mapping=True)["offset_mapping"]
+        assert [list(span) for span in offsets] == case["offset_mapping"]
 
 
 def check_decoded(tokenizer, case, ids):
@@ -60,6 +68,10 @@ def test_batches(recorded):
         options = dict(case["kwargs"])
         tokenizer.truncation_side = options.pop("tok.truncation_side", "right")
         texts = [case["texts"]] if "texts" in case else [case["text"], case["text_pair"]]
+        if "error" in case:
+            with pytest.raises(ValueError, match=case["error"].removeprefix("Exception: ")):
+                tokenizer(*texts, **options)
+            continue
         encoding = tokenizer(*texts, return_token_type_ids=True, **options)
         for name in ("input_ids", "token_type_ids", "attention_mask"):
             assert encoding[name] == case[name]
@@ -80,7 +92,12 @@ def test_sequences_built_of_ids(recorded):
     assert tokenizer.build_inputs_with_special_tokens(first, second) == built["pair"]
     assert tokenizer.create_token_type_ids_from_sequences(first) == built["tt_single"]
     assert tokenizer.create_token_type_ids_from_sequences(first, second) == built["tt_pair"]
-    assert tokenizer.get_special_tokens_mask(first, second) == built["stm_pair"]
+    if tokenizer.is_fast:
+        assert "already_has_special_tokens" in built["stm_pair_error"]
+        with pytest.raises(ValueError, match="already_has_special_tokens must be True"):
+            tokenizer.get_special_tokens_mask(first, second)
+    else:
+        assert tokenizer.get_special_tokens_mask(first, second) == built["stm_pair"]
 
 
 def test_attributes(recorded):

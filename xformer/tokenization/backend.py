@@ -59,6 +59,40 @@ def describe_backend(backend: Tokenizer) -> bytes:
     return json.dumps(fields, sort_keys=True).encode()
 
 
+def literal_copy(backend: Tokenizer) -> Tokenizer:
+    """Makes a tokenizer of the same ids for which special tokens in a text are only text.
+
+    `encode_special_tokens` alone is not enough: special tokens are pieces of the vocabulary too,
+    with the best score of all, so that a text which spells one would still get its id.
+
+    Args:
+        backend: the tokenizer.
+
+    Returns:
+        The copy. It puts nothing around texts.
+    """
+    fields = json.loads(backend.to_str())
+    special = {token["content"] for token in fields["added_tokens"] if token["special"]}
+    # No piece of a text has a space in it: the pre-tokenizers of all families take them out.
+    names = {content: f"{content} " for content in special}
+    for token in fields["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    model = fields["model"]
+    if isinstance(model["vocab"], list):
+        model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+    else:
+        model["vocab"] = {names.get(piece, piece): i for piece, i in model["vocab"].items()}
+        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    if "merges" in model:
+        merges = model["merges"]
+        model["merges"] = [one for one in merges if not special & {*one, "".join(one)}]
+    copy = Tokenizer.from_str(json.dumps(fields | {"post_processor": None}))
+    copy.no_truncation()
+    copy.no_padding()
+    copy.encode_special_tokens = True
+    return copy
+
+
 def _parse(content: bytes, origin: str) -> dict[str, Any]:
     if len(content) > MAX_BACKEND_BYTES:
         raise ValueError(f"{origin} must not be larger than {MAX_BACKEND_BYTES} bytes")

@@ -16,14 +16,14 @@ a sequence is built.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict, TypeVar, Unpack
 
 import numpy as np
 from tokenizers import AddedToken
 
-from xformer.hub import HubOptions, open_source
+from xformer.hub import HubOptions, Source, open_source
 from xformer.tokenization.calls import EncodingCalls
 from xformer.tokenization.folders import (
     CONFIG_FILE,
@@ -466,7 +466,26 @@ class PreTrainedTokenizerBase(EncodingCalls):
             token=token,
             subfolder=subfolder,
         )
-        source = open_source(pretrained_model_name_or_path, hub)
+        return cls.from_source(open_source(pretrained_model_name_or_path, hub), options)
+
+    @classmethod
+    def from_source(
+        cls: type[_Tokenizer], source: Source, options: Mapping[str, Any]
+    ) -> _Tokenizer:
+        """Reads a folder that is open already.
+
+        Args:
+            source: the folder.
+            options: as the further arguments of `from_pretrained`.
+
+        Returns:
+            The tokenizer.
+
+        Raises:
+            FileNotFoundError: a file of the vocabulary is missing.
+            TypeError: there is no such argument.
+            ValueError: the files are another tokenizer's, damaged, or ask for what cannot be had.
+        """
         known = (*TokenizerOptions.__annotations__, *cls.family_options)
         return cls._from_folder(
             read_tokenizer_folder(source, options, known=known, class_names=cls.class_names)

@@ -16,7 +16,12 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import Decoder
 
 from xformer.files import read_limited
-from xformer.tokenization.backend import MAX_BACKEND_BYTES, describe_backend, read_backend
+from xformer.tokenization.backend import (
+    MAX_BACKEND_BYTES,
+    describe_backend,
+    literal_copy,
+    read_backend,
+)
 from xformer.tokenization.backend_calls import BackendCalls
 from xformer.tokenization.base import PreTrainedTokenizerBase, TokenizerOptions
 from xformer.tokenization.conversion import rust_errors
@@ -45,6 +50,7 @@ class PreTrainedTokenizerFast(BackendCalls, PreTrainedTokenizerBase):
 
     vocab_files_names: ClassVar[dict[str, str]] = {"tokenizer_file": TOKENIZER_FILE}
     class_names: ClassVar[tuple[str, ...]] = ("PreTrainedTokenizerFast",)
+    _literal: Tokenizer | None = None  # for documents; made when the first comes
 
     def __init__(
         self,
@@ -107,8 +113,8 @@ class PreTrainedTokenizerFast(BackendCalls, PreTrainedTokenizerBase):
         return self._tokenizer
 
     @property
-    def decoder(self) -> Decoder:
-        """The decoder of the `tokenizers` library."""
+    def decoder(self) -> Decoder | None:
+        """The decoder of the `tokenizers` library, where the backend has one."""
         return self._tokenizer.decoder
 
     @property
@@ -204,6 +210,7 @@ class PreTrainedTokenizerFast(BackendCalls, PreTrainedTokenizerBase):
         return None if self.unk_token is None else self._tokenizer.token_to_id(self.unk_token)
 
     def _add_tokens(self, tokens: list[Token], special_tokens: bool) -> int:
+        self._literal = None
         if special_tokens:
             return self._tokenizer.add_special_tokens(tokens)
         return self._tokenizer.add_tokens(tokens)
@@ -267,8 +274,10 @@ class PreTrainedTokenizerFast(BackendCalls, PreTrainedTokenizerBase):
         Returns:
             One int32 array of ids for each.
         """
-        settings = EncodingSettings(add_special_tokens=False, split_special_tokens=True)
-        rows = self._run([(text, None) for text in texts], settings)
+        if self._literal is None:
+            self._literal = literal_copy(self._tokenizer)
+        with rust_errors("documents must be str that the tokenizer can encode"):
+            rows = self._literal.encode_batch_fast(list(texts), add_special_tokens=False)
         before, after = self.document_affixes
         return [np.array([*before, *row.ids, *after], np.int32) for row in rows]
 
