@@ -69,18 +69,19 @@ def read_tokenizer_folder(
     options["name_or_path"] = source.name
     if "max_len" in config:
         options.setdefault("model_max_length", config["max_len"])
-    if "added_tokens_decoder" in options:
-        added = _added_by_id(source, options["added_tokens_decoder"])
-    else:
+    table = options.get("added_tokens_decoder")
+    if table is None:
         options |= _special_tokens(source, options, overrides)
-        added = _added_of_older_files(source, options)
+    for role in ROLES:
+        if options.get(role) is not None:
+            options[role] = parse_token(options[role], f"{source.name}: {role}")
+    if options.get(ADDITIONAL) is not None:
+        options[ADDITIONAL] = _parse_tokens(options[ADDITIONAL], f"{source.name}: {ADDITIONAL}")
+    added = _older_tables(source, options) if table is None else _table(source, table)
     by_content = {token.content: token for token in added.values()}
     for role in ROLES:
         if options.get(role) is not None:
-            token = parse_token(options[role], f"{source.name}: {role}")
-            options[role] = by_content.get(str(token), token)
-    if options.get(ADDITIONAL) is not None:
-        options[ADDITIONAL] = _parse_tokens(options[ADDITIONAL], f"{source.name}: {ADDITIONAL}")
+            options[role] = by_content.get(str(options[role]), options[role])
     return TokenizerFolder(source, options | {"added_tokens_decoder": added})
 
 
@@ -207,31 +208,37 @@ def _special_tokens(
 
 
 def _as_special(value: Any, where: str) -> str | AddedToken:
-    token = parse_token(value, where)
-    return AddedToken(**token_fields(token) | {"special": True}) if value is not token else token
+    return parse_token(value | {"special": True} if isinstance(value, dict) else value, where)
 
 
-def _added_by_id(source: Source, decoder: Any) -> dict[int, AddedToken]:
+def _table(source: Source, table: Any) -> dict[int, AddedToken]:
+    """The tokens of `tokenizer_config.json`, which names all."""
     where = f"{source.name}/{CONFIG_FILE}: added_tokens_decoder"
-    if not isinstance(decoder, dict):
-        raise ValueError(f"{where} must be an object, got {decoder!r:.80}")
-    return _unique(where, ((index, token) for index, token in decoder.items()))
+    if not isinstance(table, dict):
+        raise ValueError(f"{where} must be an object, got {table!r:.80}")
+    return _unique(where, table.items())
 
 
-def _added_of_older_files(source: Source, options: Mapping[str, Any]) -> dict[int, AddedToken]:
-    special = {str(options[role]) for role in ROLES if options.get(role)}
-    special |= {str(one) for one in options.get(ADDITIONAL) or ()}
-    listed: dict[Any, Any] = {}
-    for content, index in _read(source, ADDED_TOKENS_FILE, MAX_CONFIG_BYTES).items():
-        listed[index if isinstance(index, int) else repr(index)] = AddedToken(
-            content, special=content in special, normalized=content not in special
-        )
+def _older_tables(source: Source, options: Mapping[str, Any]) -> dict[int, AddedToken]:
+    """The tokens of `added_tokens.json`, which have no flags, and those of `tokenizer.json`."""
+    given = [options[role] for role in ROLES if options.get(role)]
+    special = {str(token): token for token in (*given, *(options.get(ADDITIONAL) or ()))}
+
+    def flagged(content: str) -> AddedToken:
+        token = special.get(content)
+        if isinstance(token, AddedToken):
+            return token
+        return AddedToken(content, special=token is not None, normalized=token is None)
+
+    where = f"{source.name}/{ADDED_TOKENS_FILE}"
+    tokens = _read(source, ADDED_TOKENS_FILE, MAX_CONFIG_BYTES)
+    added = _unique(where, ((index, flagged(content)) for content, index in tokens.items()))
     where = f"{source.name}/{TOKENIZER_FILE}: added_tokens"
-    for one in _list(_read(source, TOKENIZER_FILE, MAX_MODEL_BYTES).get("added_tokens", []), where):
-        if not isinstance(one, dict) or not isinstance(one.get("id"), int):
-            raise ValueError(f"{where} must be objects with an id, got {one!r:.80}")
-        listed[one["id"]] = one
-    return _unique(f"{source.name}: added tokens", listed.items())
+    listed = _list(_read(source, TOKENIZER_FILE, MAX_MODEL_BYTES).get("added_tokens", []), where)
+    if not all(isinstance(one, dict) for one in listed):
+        raise ValueError(f"{where} must be objects, got {listed!r:.80}")
+    added |= _unique(where, ((one.get("id"), one) for one in listed))
+    return _unique(f"{source.name}: added tokens", added.items())
 
 
 def _unique(where: str, listed: Iterable[tuple[Any, Any]]) -> dict[int, AddedToken]:
@@ -241,7 +248,7 @@ def _unique(where: str, listed: Iterable[tuple[Any, Any]]) -> dict[int, AddedTok
     for index, value in listed:
         text = str(index)
         if isinstance(index, bool) or not (text.isascii() and text.isdigit() and len(text) < 10):
-            raise ValueError(f"{where}: ids must be numbers below 10^9, got {text:.80}")
+            raise ValueError(f"{where}: ids must be whole numbers below 10^9, got {text:.80}")
         token = parse_token(value, f"{where}: {text}")
         if isinstance(token, str):
             raise ValueError(
