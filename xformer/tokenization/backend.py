@@ -128,6 +128,9 @@ def _check_vocabulary(model: Any, origin: str) -> None:
     if not all(isinstance(piece, str) for piece in pieces):
         raise ValueError(f"{origin}: model.vocab must list [piece, score] pairs")
     check_pieces(pieces, origin)
+    unknown = model.get("unk_token")
+    if unknown is not None and unknown not in pieces:
+        raise ValueError(f"{origin}: model.unk_token must be in model.vocab, got {unknown!r:.80}")
     if not all(type(index) is int and index >= 0 for index in ids) or len(set(ids)) < len(ids):
         raise ValueError(f"{origin}: model.vocab must give every piece an id of its own")
     if ids and max(ids) >= 2 * len(ids):

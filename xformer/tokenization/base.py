@@ -487,9 +487,13 @@ class PreTrainedTokenizerBase(EncodingCalls):
             ValueError: the files are another tokenizer's, damaged, or ask for what cannot be had.
         """
         known = (*TokenizerOptions.__annotations__, *cls.family_options)
-        return cls._from_folder(
-            read_tokenizer_folder(source, options, known=known, class_names=cls.class_names)
-        )
+        folder = read_tokenizer_folder(source, options, known=known, class_names=cls.class_names)
+        try:
+            return cls._from_folder(folder)
+        except ValueError as error:
+            if source.name in str(error):
+                raise
+            raise ValueError(f"{source.name}: {str(error):.1000}") from error
 
     def _tokenizer_config(self) -> dict[str, Any]:
         config: dict[str, Any] = {key: getattr(self, key) for key in self.family_options}
