@@ -17,15 +17,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From low to high. A file imports from lower tiers and from its own package.
 TIERS = [
-    {"dims", "files", "hub", "outputs"},
+    {"dims", "field_types", "files", "hub", "outputs"},
     {"layers", "kernels", "partitioning"},
     {"models"},
-    {"losses", "metrics", "optim", "pretrained", "tokenization"},
+    {"losses", "metrics", "optim", "tokenization"},
     {"objectives", "data"},
     {"generation"},
+    {"pretrained"},
     {"training"},
     {"planning"},
-    {"field_types"},
     {"bindings"},
     {"config_text"},
     {"configurables"},

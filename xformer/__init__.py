@@ -12,8 +12,12 @@ __version__ = "0.1.0"
 # Public name -> the module that it comes from. The import below shows the same names to type
 # checkers and editors.
 _HOMES = {
+    "AutoConfig": "pretrained.auto",
+    "AutoTokenizer": "tokenization.auto",
     "CausalLM": "layers.heads",
     "Execution": "layers.execution",
+    "FlaxAutoModel": "pretrained.auto",
+    "FlaxAutoModelForCausalLM": "pretrained.auto",
     "FlaxBaseModelOutput": "outputs",
     "FlaxBaseModelOutputWithNoAttention": "outputs",
     "FlaxBaseModelOutputWithPast": "outputs",
@@ -30,6 +34,7 @@ _HOMES = {
     "FlaxMaskedLMOutput": "outputs",
     "FlaxMultipleChoiceModelOutput": "outputs",
     "FlaxNextSentencePredictorOutput": "outputs",
+    "FlaxPreTrainedModel": "pretrained.model",
     "FlaxQuestionAnsweringModelOutput": "outputs",
     "FlaxSampleOutput": "outputs",
     "FlaxSeq2SeqLMOutput": "outputs",
@@ -38,12 +43,17 @@ _HOMES = {
     "FlaxSeq2SeqSequenceClassifierOutput": "outputs",
     "FlaxSequenceClassifierOutput": "outputs",
     "FlaxTokenClassifierOutput": "outputs",
+    "FlaxXGLMForCausalLM": "pretrained.xglm",
+    "FlaxXGLMModel": "pretrained.xglm",
+    "FlaxXGLMPreTrainedModel": "pretrained.xglm",
     "ModelOutput": "outputs",
+    "PreTrainedTokenizerFast": "tokenization.fast",
     "Sampling": "generation.sampling",
     "XGLMConfig": "models.xglm",
     "XGLMForCausalLM": "models.xglm",
     "XGLMModel": "models.xglm",
     "XGLMTokenizer": "tokenization.xglm",
+    "XGLMTokenizerFast": "tokenization.xglm_fast",
     "build": "models.build",
     "generate": "generation.decode",
 }
@@ -58,7 +68,17 @@ if TYPE_CHECKING:
     from xformer.models.xglm import XGLMForCausalLM as XGLMForCausalLM
     from xformer.models.xglm import XGLMModel as XGLMModel
     from xformer.outputs import *  # noqa: F403
+    from xformer.pretrained.auto import AutoConfig as AutoConfig
+    from xformer.pretrained.auto import FlaxAutoModel as FlaxAutoModel
+    from xformer.pretrained.auto import FlaxAutoModelForCausalLM as FlaxAutoModelForCausalLM
+    from xformer.pretrained.model import FlaxPreTrainedModel as FlaxPreTrainedModel
+    from xformer.pretrained.xglm import FlaxXGLMForCausalLM as FlaxXGLMForCausalLM
+    from xformer.pretrained.xglm import FlaxXGLMModel as FlaxXGLMModel
+    from xformer.pretrained.xglm import FlaxXGLMPreTrainedModel as FlaxXGLMPreTrainedModel
+    from xformer.tokenization.auto import AutoTokenizer as AutoTokenizer
+    from xformer.tokenization.fast import PreTrainedTokenizerFast as PreTrainedTokenizerFast
     from xformer.tokenization.xglm import XGLMTokenizer as XGLMTokenizer
+    from xformer.tokenization.xglm_fast import XGLMTokenizerFast as XGLMTokenizerFast
 
 __all__ = ["__version__", *_HOMES]
 

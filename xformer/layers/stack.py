@@ -173,6 +173,25 @@ def restack(tree: Any, layers: str) -> Any:
     return jax.tree.map(convert, tree, is_leaf=lambda node: isinstance(node, Mapping))
 
 
+def looped_shapes(shapes: Any) -> Any:
+    """The shapes of looped stacks from those of scanned ones, without tracing every layer.
+
+    Args:
+        shapes: A pytree of `jax.ShapeDtypeStruct`s, in which scanned stacks are dicts with the key
+            "stacked".
+
+    Returns:
+        The pytree with a dict "0", "1", ... for each of them; layers share their parts.
+    """
+    if not isinstance(shapes, Mapping):
+        return shapes
+    if set(shapes) != {STACKED}:
+        return {name: looped_shapes(value) for name, value in shapes.items()}
+    count = jax.tree.leaves(shapes)[0].shape[0]
+    layer = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), shapes)
+    return {str(i): layer[STACKED] for i in range(count)}
+
+
 def _is_looped(node: Mapping) -> bool:
     """Whether a dict holds the blocks of a looped stack, all of one structure and shape."""
     if not node or set(node) != {str(i) for i in range(len(node))}:

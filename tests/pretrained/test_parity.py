@@ -1,4 +1,4 @@
-"""XGLM against recorded outputs, caches and gradients of the PyTorch reference."""
+"""The drop-in classes against recorded outputs, caches and gradients of the references."""
 
 import functools
 
@@ -9,31 +9,22 @@ import optax
 import pytest
 from flax import traverse_util
 
-from xformer.layers.execution import Execution
-from xformer.layers.heads import Base, CausalLM
+import xformer
 from xformer.losses import cross_entropy
-from xformer.models import build
-from xformer.models.xglm import XGLMConfig
-from xformer.pretrained.folder import read_params
-from xformer.pretrained.names import XGLM
 
-HEADS = {"XGLMModel": Base(), "XGLMForCausalLM": CausalLM()}
 PREFILL = 4
 
 
 @functools.cache
-def load(folder, head):
-    config = XGLMConfig.from_pretrained(folder)
-    module = build(config, head, Execution())
-    return module, {"params": read_params(folder, config, head)}
+def load(class_name, folder):
+    return getattr(xformer, class_name).from_pretrained(folder)
 
 
 def load_case(case, parity_folder):
-    module, params = load(parity_folder / case["dir"], HEADS[case["class"]])
+    model = load(case["flax_class"], parity_folder / case["dir"])
     inputs = dict(np.load(parity_folder / case["inputs"]))
-    inputs = {k: v.astype(np.int32) if v.dtype.kind == "i" else v for k, v in inputs.items()}
     labels = inputs.pop("labels", None)
-    return module, params, inputs, labels, dict(np.load(parity_folder / case["expected"]))
+    return model, inputs, labels, dict(np.load(parity_folder / case["expected"]))
 
 
 def assert_within(case, name, actual, expected, inputs):
@@ -60,9 +51,9 @@ def flat_outputs(out):
 
 @pytest.mark.parity(id=r"xglm_(?!gen).*")
 def test_outputs_equal_the_recorded_ones(parity_case, parity_folder):
-    module, params, inputs, _, expected = load_case(parity_case, parity_folder)
+    model, inputs, _, expected = load_case(parity_case, parity_folder)
     flags = {k: v for k, v in parity_case["call"].items() if k.startswith("output_")}
-    out = jax.jit(functools.partial(module.apply, **flags))(params, **inputs)
+    out = model(**inputs, **flags)
     compared = 0
     for name, array in flat_outputs(out).items():
         if name in expected:
@@ -74,30 +65,33 @@ def test_outputs_equal_the_recorded_ones(parity_case, parity_folder):
 
 @pytest.mark.parity(id=r"xglm_.*cached")
 def test_cached_decoding_equals_the_recorded_one(parity_case, parity_folder):
-    module, params, inputs, _, expected = load_case(parity_case, parity_folder)
+    model, inputs, _, expected = load_case(parity_case, parity_folder)
     ids = inputs.pop("input_ids")
     batch, length = ids.shape
     positions = inputs.pop("position_ids", np.broadcast_to(np.arange(length), ids.shape))
-    step = jax.jit(module.apply)
-    cache = module.config.empty_cache(batch, length, module.execution)
+    past = model.init_cache(batch, length)
     logits = []
     for start, end in [(0, PREFILL)] + [(i, i + 1) for i in range(PREFILL, length)]:
-        tokens, places = ids[:, start:end], positions[:, start:end]
-        out = step(params, tokens, position_ids=places.astype(np.int32), cache=cache, **inputs)
-        cache = out.past_key_values
+        out = model(
+            ids[:, start:end],
+            position_ids=positions[:, start:end],
+            past_key_values=past,
+            **inputs,
+        )
+        past = out.past_key_values
         logits.append(out.logits)
     inputs["attention_mask"] = inputs.get("attention_mask")
     cached = np.concatenate(logits, axis=1)
     assert_within(parity_case, "logits_cached", cached, expected["logits_cached"], inputs)
-    assert int(cache.length) == length
+    flat = traverse_util.flatten_dict(past, sep="/")
+    assert {int(v) for k, v in flat.items() if k.endswith("cache_index")} == {length}
+    valid = np.ones(ids.shape, bool)
+    if parity_case.get("valid_mask"):
+        valid = inputs["attention_mask"].astype(bool)
     for name in (n for n in expected if n.startswith("past.")):
         _, _, layer, kind = name.split(".")
-        stored = getattr(cache.layers[int(layer)], f"{kind}_BSNH").transpose(0, 2, 1, 3)
-        valid = np.ones(ids.shape, bool)
-        if parity_case.get("valid_mask"):
-            valid = inputs["attention_mask"].astype(bool)
         np.testing.assert_allclose(
-            stored.transpose(0, 2, 1, 3)[valid],
+            flat[f"model/layers/{layer}/self_attn/cached_{kind}"][valid],
             expected[name].transpose(0, 2, 1, 3)[valid],
             atol=parity_case["tolerance"]["atol"],
             rtol=1e-4,
@@ -106,25 +100,33 @@ def test_cached_decoding_equals_the_recorded_one(parity_case, parity_folder):
 
 @pytest.mark.parity(id=r"xglm_.*\.(labels|cross_attention)")
 def test_loss_and_gradients_equal_the_recorded_ones(parity_case, parity_folder):
-    module, params, inputs, labels, expected = load_case(parity_case, parity_folder)
+    model, inputs, labels, expected = load_case(parity_case, parity_folder)
     shifted = np.concatenate([labels[:, 1:], np.full_like(labels[:, :1], -100)], axis=1)
 
     def loss(params):
-        logits = module.apply(params, **jax.tree.map(jnp.asarray, inputs)).logits
-        sums = cross_entropy(logits, jnp.asarray(shifted))
+        sums = cross_entropy(model(**inputs, params=params).logits, jnp.asarray(shifted, jnp.int32))
         return sums.loss / sums.tokens
 
-    value, grads = jax.jit(jax.value_and_grad(loss))(params)
+    value, grads = jax.jit(jax.value_and_grad(loss))(model.params)
     tolerance = parity_case["tolerance"]
     np.testing.assert_allclose(value, expected["loss"], rtol=tolerance["rtol"])
     grad = {"rtol": tolerance["grad_rtol"], "atol": tolerance["grad_atol"]}
     np.testing.assert_allclose(optax.tree.norm(grads), expected["grad.global_norm"], **grad)
-    flat = traverse_util.flatten_dict(grads["params"])
-    places = {path: XGLM.weight(path) for path in flat}
-    named = {
-        place.name: place.layout.to_published(np.asarray(flat[path]))
-        for path, place in places.items()
-    }
+    named = {}
+    for path, leaf in traverse_util.flatten_dict(grads).items():
+        name, layout = model.weights.weight(path)
+        named[name] = layout.to_published(np.asarray(leaf))
     for name in parity_case["grad_params"]:
         np.testing.assert_allclose(named[name], expected[f"grad.{name}"], err_msg=name, **grad)
     assert parity_case["grad_params"]
+
+
+@pytest.mark.parity(id=r"xglm_gen\.(greedy|greedy_no_mask|sample_top_k1)")
+def test_generated_tokens_are_the_recorded_ones(parity_case, parity_folder):
+    model, inputs, _, expected = load_case(parity_case, parity_folder)
+    settings = dict(parity_case["generate_kwargs"])
+    assert settings.pop("num_beams") == 1
+    out = model.generate(**inputs, **settings)
+    np.testing.assert_array_equal(out.sequences, expected["sequences"])
+    kind = "Sample" if settings["do_sample"] else "GreedySearch"
+    assert type(out).__name__ == f"Flax{kind}Output"

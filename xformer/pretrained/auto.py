@@ -1,0 +1,191 @@
+"""Classes that choose a family by the `model_type` of a config.json."""
+
+import os
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from xformer.files import read_object
+from xformer.hub import HubOptions
+from xformer.models.build import config_class
+from xformer.models.config import MAX_CONFIG_BYTES, ModelConfig, check_published, config_path
+from xformer.pretrained import xglm
+from xformer.pretrained.model import FlaxPreTrainedModel
+
+_CLASSES: Mapping[str, Mapping[str, type[FlaxPreTrainedModel]]] = {
+    "xglm": xglm.AUTO,
+}
+
+
+class AutoConfig:
+    """Reads the config of any family."""
+
+    @staticmethod
+    def from_pretrained(
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        revision: str = "main",
+        subfolder: str = "",
+        return_unused_kwargs: bool = False,
+        trust_remote_code: bool = False,
+        **overrides: Any,
+    ) -> Any:
+        """Reads a config.json; arguments and result as for `ModelConfig.from_pretrained`.
+
+        Args:
+            pretrained_model_name_or_path: A folder, the file itself, or a name on the hub.
+            cache_dir: Where hub files are kept.
+            force_download: Whether to download again what the cache has.
+            local_files_only: Whether to use the cache alone.
+            token: Of the hub, where the model needs one.
+            revision: Branch, tag or commit of a hub name.
+            subfolder: Folder inside a hub name.
+            return_unused_kwargs: Whether to return (config, overrides that are no fields).
+            trust_remote_code: Only False: code of a model folder is never run.
+            **overrides: Fields that replace those of the file.
+
+        Returns:
+            The config of the family that `model_type` names.
+
+        Raises:
+            FileNotFoundError: if there is no config.json.
+            ValueError: if `model_type` is unknown or a field is refused; it names the file.
+        """
+        _refuse_code(trust_remote_code)
+        options = HubOptions(
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+            subfolder=subfolder,
+        )
+        path = config_path(pretrained_model_name_or_path, options)
+        found = read_object(path, MAX_CONFIG_BYTES)
+        try:
+            check_published(found)
+            cls = config_class(found.get("model_type"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        result = cls.from_file(path, return_unused_kwargs=return_unused_kwargs, **overrides)
+        config = result[0] if return_unused_kwargs else result
+        config.name_or_path = str(pretrained_model_name_or_path)
+        return result
+
+    @staticmethod
+    def for_model(model_type: str, **fields: Any) -> ModelConfig:
+        """A config of a family by its published name.
+
+        Args:
+            model_type: The name, as in config.json.
+            **fields: Its fields; the defaults for the rest.
+
+        Returns:
+            The config.
+
+        Raises:
+            ValueError: if there is no such family or field.
+        """
+        return config_class(model_type).from_dict({}, **fields)
+
+
+class FlaxAutoModel:
+    """Loads a model without a head, of the family that the folder names.
+
+    Attributes:
+        task: What the classes it chooses from are for, as their names end.
+    """
+
+    task: ClassVar[str] = "Model"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        config: ModelConfig | str | os.PathLike[str] | None = None,
+        trust_remote_code: bool = False,
+        **arguments: Any,
+    ) -> Any:
+        """Loads a model.
+
+        Args:
+            pretrained_model_name_or_path: A folder in the published format, or a name on the hub.
+            config: The architecture, or where to read it, if not from the model's config.json.
+            trust_remote_code: Only False: code of a model folder is never run.
+            **arguments: As for `FlaxPreTrainedModel.from_pretrained`.
+
+        Returns:
+            The model, or (model, params) with `_do_init=False`.
+
+        Raises:
+            FileNotFoundError: if there is no such model, or it has no weights.
+            ValueError: if the family or its class for the task is unknown, or as
+                `FlaxPreTrainedModel.from_pretrained`.
+        """
+        _refuse_code(trust_remote_code)
+        chosen = config
+        if not isinstance(chosen, ModelConfig):
+            where = pretrained_model_name_or_path if chosen is None else chosen
+            hub = {key: arguments[key] for key in _HUB_ARGUMENTS & arguments.keys()}
+            fields = {key: value for key, value in arguments.items() if key not in hub}
+            chosen, rest = AutoConfig.from_pretrained(
+                where, return_unused_kwargs=True, **hub, **fields
+            )
+            arguments = {**rest, **hub}
+        return cls.class_for(chosen).from_pretrained(
+            pretrained_model_name_or_path, config=chosen, **arguments
+        )
+
+    @classmethod
+    def from_config(cls, config: ModelConfig, **constructor: Any) -> FlaxPreTrainedModel:
+        """A model with random weights.
+
+        Args:
+            config: The architecture.
+            **constructor: As for the constructor of `FlaxPreTrainedModel`.
+
+        Returns:
+            The model.
+
+        Raises:
+            ValueError: if the family has no class for the task.
+        """
+        return cls.class_for(config)(config, **constructor)
+
+    @classmethod
+    def class_for(cls, config: ModelConfig) -> type[FlaxPreTrainedModel]:
+        """The drop-in class of a config.
+
+        Args:
+            config: Of any family.
+
+        Returns:
+            The family's class for the task.
+
+        Raises:
+            ValueError: if the family has none for the task.
+        """
+        classes = _CLASSES.get(config.model_type, {})
+        if cls.task not in classes:
+            legal = sorted(name for name, tasks in _CLASSES.items() if cls.task in tasks)
+            raise ValueError(
+                f"{cls.__name__} knows the model types {legal}, got {config.model_type!r}"
+            )
+        return classes[cls.task]
+
+
+class FlaxAutoModelForCausalLM(FlaxAutoModel):
+    """Loads a model that predicts next tokens, of the family that the folder names."""
+
+    task = "ForCausalLM"
+
+
+_HUB_ARGUMENTS = frozenset(HubOptions.__dataclass_fields__)
+
+
+def _refuse_code(trust_remote_code: bool) -> None:
+    if trust_remote_code:
+        raise ValueError("trust_remote_code must be False: code of a model folder is never run")

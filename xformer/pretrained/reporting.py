@@ -1,0 +1,77 @@
+"""What is said about weights that a checkpoint lacks, or has beyond the model's."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flax import traverse_util
+
+from xformer.pretrained.loading import Loaded
+
+_logger = logging.getLogger(__name__)
+
+
+def check_enough(loaded: Loaded, shapes: Mapping[str, Any], model: str, source: str) -> None:
+    """Refuses to draw most of a model, which a malformed or foreign folder would ask for.
+
+    Args:
+        loaded: What was found.
+        shapes: All of the model's parameters.
+        model: The model's class, for the message.
+        source: Where the weights are, for the message.
+
+    Raises:
+        ValueError: if hardly any of the model's weights are there.
+    """
+    wanted = traverse_util.flatten_dict(shapes)
+    found = traverse_util.flatten_dict(loaded.params).keys()
+    sizes = {path: leaf.size * leaf.dtype.itemsize for path, leaf in wanted.items()}
+    present = sum(sizes[path] for path in found)
+    missing = sum(sizes.values()) - present
+    if not present or missing > 4 * present + 2**20:
+        raise ValueError(
+            f"{source} has {present} bytes of the weights of {model} and lacks "
+            f"{missing}; its config.json or its weights are another model's"
+        )
+
+
+def report(loaded: Loaded, model: str, source: str) -> None:
+    """Warns of weights that were not used and of those that are newly initialized.
+
+    Args:
+        loaded: What was found.
+        model: The model's class.
+        source: Where the weights are.
+    """
+    if loaded.unexpected:
+        _logger.warning(
+            "Some weights of the checkpoint at %s were not used by %s: %s\nThis is expected "
+            "where the checkpoint is of another task, and a mistake where it should be of "
+            "exactly this model.",
+            source,
+            model,
+            sorted(loaded.unexpected),
+        )
+    if loaded.missing:
+        _logger.warning(
+            "Some weights of %s are not in the checkpoint at %s and are newly initialized: %s"
+            "\nTrain this model before you use it for predictions.",
+            model,
+            source,
+            listed(loaded.missing),
+        )
+    for key, stored, wanted in loaded.mismatched:
+        _logger.warning(
+            "The weight %s of the checkpoint at %s has shape %s and %s needs %s: it is newly "
+            "initialized. Train this model before you use it for predictions.",
+            key,
+            source,
+            stored,
+            model,
+            wanted,
+        )
+
+
+def listed(paths: Iterable[tuple[str, ...]]) -> list[str]:
+    """Paths of parameters as text, sorted."""
+    return sorted("/".join(path) for path in paths)
