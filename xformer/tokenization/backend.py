@@ -7,7 +7,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from xformer.tokenization.conversion import check_pieces, rust_errors
-from xformer.tokenization.folders import parse_token
+from xformer.tokenization.tokens import parse_token
 
 MAX_BACKEND_BYTES = 64 * 2**20
 

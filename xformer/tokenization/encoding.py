@@ -8,8 +8,9 @@ from collections import UserDict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import tokenizers
+
+from xformer.tokenization.tensors import converter
 
 _Found = TypeVar("_Found")
 
@@ -132,7 +133,7 @@ class BatchEncoding(UserDict):
         """
         if tensor_type is None:
             return self
-        convert = _converter(tensor_type)
+        convert = converter(tensor_type)
         for name, value in self.data.items():
             try:
                 self.data[name] = convert([value] if prepend_batch_axis else value)
@@ -339,35 +340,3 @@ def _from_end(index: int, row: tokenizers.Encoding) -> int:
 
 def _span(kind: Callable[[int, int], _Found], found: tuple[int, int] | None) -> _Found | None:
     return None if found is None else kind(*found)
-
-
-def _converter(tensor_type: str) -> Callable[[Any], Any]:
-    if tensor_type == "np":
-        return _numpy_array
-    if tensor_type == "jax":
-        import jax.numpy as jnp  # Here, because tokenizing needs no JAX.
-
-        # Through NumPy: building an array from nested lists is many times faster there.
-        return lambda value: jnp.asarray(_array(value))
-    raise ValueError(
-        f'return_tensors must be "np" or "jax" (or None for lists), got {tensor_type!r}'
-    )
-
-
-def _numpy_array(value: Any) -> np.ndarray:
-    """An int64 array; rows of different lengths become an object array of rows."""
-    if (
-        isinstance(value, list | tuple)
-        and value
-        and isinstance(value[0], list | tuple | np.ndarray)
-    ):
-        if len({len(row) for row in value}) > 1:
-            rows = np.empty(len(value), object)
-            rows[:] = [np.asarray(row) for row in value]
-            return rows
-    return _array(value)
-
-
-def _array(value: Any) -> np.ndarray:
-    array = np.asarray(value)
-    return array if array.size else array.astype(np.int64)  # NumPy calls what is empty a float.

@@ -23,7 +23,7 @@ from xformer.tokenization.backend import (
     read_backend,
 )
 from xformer.tokenization.backend_calls import BackendCalls
-from xformer.tokenization.base import PreTrainedTokenizerBase, TokenizerOptions
+from xformer.tokenization.base import PreTrainedTokenizerBase
 from xformer.tokenization.conversion import rust_errors
 from xformer.tokenization.folders import (
     ADDED_TOKENS_FILE,
@@ -31,10 +31,11 @@ from xformer.tokenization.folders import (
     TOKENIZER_FILE,
     TokenizerFolder,
     json_bytes,
-    token_fields,
 )
+from xformer.tokenization.options import TokenizerOptions
 from xformer.tokenization.settings import EncodingOptions, EncodingSettings
 from xformer.tokenization.special_tokens import Token
+from xformer.tokenization.tokens import token_fields
 
 _Tokenizer = TypeVar("_Tokenizer", bound="PreTrainedTokenizerFast")
 

@@ -8,7 +8,7 @@ list in `tokenizer.json` together did.  Templates for chats and Python files are
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,14 @@ from tokenizers import AddedToken
 from xformer.files import read_object, umask, write_synced
 from xformer.hub import Source
 from xformer.tokenization.special_tokens import ADDITIONAL, ROLES
+from xformer.tokenization.tokens import check_list, parse_token, parse_tokens, unique_tokens
 
 MAX_MODEL_BYTES = 64 * 2**20
 MAX_CONFIG_BYTES = 8 * 2**20
-MAX_TOKEN_CHARACTERS = 1000  # the time to add a token grows with the square of its length
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 ADDED_TOKENS_FILE = "added_tokens.json"
 TOKENIZER_FILE = "tokenizer.json"
-_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 @dataclass(frozen=True)
@@ -76,55 +75,13 @@ def read_tokenizer_folder(
         if options.get(role) is not None:
             options[role] = parse_token(options[role], f"{source.name}: {role}")
     if options.get(ADDITIONAL) is not None:
-        options[ADDITIONAL] = _parse_tokens(options[ADDITIONAL], f"{source.name}: {ADDITIONAL}")
+        options[ADDITIONAL] = parse_tokens(options[ADDITIONAL], f"{source.name}: {ADDITIONAL}")
     added = _older_tables(source, options) if table is None else _table(source, table)
     by_content = {token.content: token for token in added.values()}
     for role in ROLES:
         if options.get(role) is not None:
             options[role] = by_content.get(str(options[role]), options[role])
     return TokenizerFolder(source, options | {"added_tokens_decoder": added})
-
-
-def parse_token(value: Any, where: str) -> str | AddedToken:
-    """Reads a token as JSON files hold it.
-
-    Args:
-        value: a str, an object with `content` and flags, or an AddedToken.
-        where: the file and key, for the message.
-
-    Returns:
-        The str, or the token of an object.
-
-    Raises:
-        ValueError: it is none of these, or a text too long for a token.
-    """
-    content = value.get("content") if isinstance(value, dict) else str(value)
-    if isinstance(content, str) and len(content) > MAX_TOKEN_CHARACTERS:
-        raise ValueError(
-            f"{where} must be a text of at most {MAX_TOKEN_CHARACTERS} characters, got "
-            f"{len(content)}: {content!r:.80}"
-        )
-    if isinstance(value, str | AddedToken):
-        return value
-    if not isinstance(value, dict) or not isinstance(value.get("content"), str):
-        raise ValueError(f"{where} must be a text or an object with its content, got {value!r:.80}")
-    flags = {key: value[key] for key in _FLAGS if value.get(key) is not None}
-    for key, flag in flags.items():
-        if not isinstance(flag, bool):
-            raise ValueError(f"{where}: {key} must be true or false, got {flag!r:.80}")
-    return AddedToken(value["content"], **flags)
-
-
-def token_fields(token: AddedToken) -> dict[str, Any]:
-    """Gives a token as JSON files hold it.
-
-    Args:
-        token: the token.
-
-    Returns:
-        Its content and flags.
-    """
-    return {"content": token.content, **{key: getattr(token, key) for key in _FLAGS}}
 
 
 def json_bytes(value: Mapping[Any, Any]) -> bytes:
@@ -199,8 +156,8 @@ def _special_tokens(
         if overrides.get(key):
             continue
         if key == ADDITIONAL:
-            present = _parse_tokens(options.get(key) or [], f"{source.name}/{CONFIG_FILE}: {key}")
-            given = [_as_special(one, where) for one in _list(value, where)]
+            present = parse_tokens(options.get(key) or [], f"{source.name}/{CONFIG_FILE}: {key}")
+            given = [_as_special(one, where) for one in check_list(value, where)]
             found[key] = present + [one for one in given if one not in present]
         elif key in ROLES and value is not None:
             found[key] = _as_special(value, where)
@@ -216,7 +173,7 @@ def _table(source: Source, table: Any) -> dict[int, AddedToken]:
     where = f"{source.name}/{CONFIG_FILE}: added_tokens_decoder"
     if not isinstance(table, dict):
         raise ValueError(f"{where} must be an object, got {table!r:.80}")
-    return _unique(where, table.items())
+    return unique_tokens(where, table.items())
 
 
 def _older_tables(source: Source, options: Mapping[str, Any]) -> dict[int, AddedToken]:
@@ -232,40 +189,12 @@ def _older_tables(source: Source, options: Mapping[str, Any]) -> dict[int, Added
 
     where = f"{source.name}/{ADDED_TOKENS_FILE}"
     tokens = _read(source, ADDED_TOKENS_FILE, MAX_CONFIG_BYTES)
-    added = _unique(where, ((index, flagged(content)) for content, index in tokens.items()))
+    added = unique_tokens(where, ((index, flagged(content)) for content, index in tokens.items()))
     where = f"{source.name}/{TOKENIZER_FILE}: added_tokens"
-    listed = _list(_read(source, TOKENIZER_FILE, MAX_MODEL_BYTES).get("added_tokens", []), where)
+    listed = check_list(
+        _read(source, TOKENIZER_FILE, MAX_MODEL_BYTES).get("added_tokens", []), where
+    )
     if not all(isinstance(one, dict) for one in listed):
         raise ValueError(f"{where} must be objects, got {listed!r:.80}")
-    added |= _unique(where, ((one.get("id"), one) for one in listed))
-    return _unique(f"{source.name}: added tokens", added.items())
-
-
-def _unique(where: str, listed: Iterable[tuple[Any, Any]]) -> dict[int, AddedToken]:
-    """Tokens by id; each has one id, and each id one token."""
-    added: dict[int, AddedToken] = {}
-    contents = set()
-    for index, value in listed:
-        text = str(index)
-        if isinstance(index, bool) or not (text.isascii() and text.isdigit() and len(text) < 10):
-            raise ValueError(f"{where}: ids must be whole numbers below 10^9, got {text:.80}")
-        token = parse_token(value, f"{where}: {text}")
-        if isinstance(token, str):
-            raise ValueError(
-                f"{where}: {text} must be an object with its content, got {token!r:.80}"
-            )
-        if not token.content or token.content in contents or int(text) in added:
-            raise ValueError(f"{where}: {token.content!r:.80} must be one text with one id, {text}")
-        contents.add(token.content)
-        added[int(text)] = token
-    return dict(sorted(added.items()))
-
-
-def _parse_tokens(value: Any, where: str) -> list[str | AddedToken]:
-    return [parse_token(one, where) for one in _list(value, where)]
-
-
-def _list(value: Any, where: str) -> Sequence[Any]:
-    if not isinstance(value, list | tuple):
-        raise ValueError(f"{where} must be a list, got {value!r:.80}")
-    return value
+    added |= unique_tokens(where, ((one.get("id"), one) for one in listed))
+    return unique_tokens(f"{source.name}: added tokens", added.items())

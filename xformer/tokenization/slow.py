@@ -1,7 +1,7 @@
 """The slow kind of tokenizer: a family's own algorithm, and tokens added around it, in Python."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from typing import Any, TypeVar, Unpack
@@ -9,18 +9,19 @@ from typing import Any, TypeVar, Unpack
 import numpy as np
 from tokenizers import AddedToken
 
-from xformer.tokenization.base import PreTrainedTokenizerBase, TokenizerOptions
+from xformer.tokenization.base import PreTrainedTokenizerBase
 from xformer.tokenization.calls import Text
 from xformer.tokenization.encoding import BatchEncoding
 from xformer.tokenization.folders import (
     ADDED_TOKENS_FILE,
     TokenizerFolder,
     json_bytes,
-    token_fields,
 )
+from xformer.tokenization.options import TokenizerOptions
 from xformer.tokenization.settings import EncodingSettings, PaddingStrategy
 from xformer.tokenization.special_tokens import ADDITIONAL, Token
 from xformer.tokenization.splitting import TokenSplitter
+from xformer.tokenization.tokens import token_fields, unique_tokens
 
 _Tokenizer = TypeVar("_Tokenizer", bound="PreTrainedTokenizer")
 
@@ -272,8 +273,9 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
         index = self._added_ids.get(token)
         return self._token_to_id(token) if index is None else index
 
-    def _take_added(self, decoder: dict[int, AddedToken]) -> None:
+    def _take_added(self, table: Mapping[int, AddedToken]) -> None:
         """Takes the tokens that a folder lists; behind the vocabulary they leave no gap."""
+        decoder = unique_tokens("added_tokens_decoder", table.items())
         behind = sorted(index for index in decoder if index >= self.vocab_size)
         if behind and behind[-1] != self.vocab_size + len(behind) - 1:
             raise ValueError(
