@@ -126,7 +126,9 @@ class SafetensorsFile:
         try:
             return safe_open(self.path, framework="numpy")
         except SafetensorError as error:
-            raise ValueError(f"{self.path} is not a whole safetensors file: {error}") from error
+            raise ValueError(
+                f"{self.path} is not a whole safetensors file: {str(error):.500}"
+            ) from error
 
     def _dtype(self, name: str, dtype: str) -> np.dtype:
         if dtype not in _DTYPES:

@@ -80,7 +80,7 @@ def rust_errors(meaning: str) -> Iterator[None]:
     except BaseException as error:  # a panic is no Exception, and its class cannot be imported
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise ValueError(f"{meaning}: {error}") from error
+        raise ValueError(f"{meaning}: {str(error):.500}") from error
 
 
 def check_pieces(pieces: Sequence[str], origin: str) -> None:
