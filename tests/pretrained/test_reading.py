@@ -118,6 +118,14 @@ def test_flax_safetensors_have_the_layout_of_the_tree(tmp_path):
     assert_holds(weights, FLAT)
 
 
+def test_shards_of_several_layouts_are_refused(folder):
+    split(folder)
+    path = folder / "model-1.safetensors"
+    save_file(load_file(path), path, metadata={"format": "flax"})
+    with pytest.raises(ValueError, match="all of PyTorch's layout or all of Flax's"):
+        opened(folder)
+
+
 def test_safetensors_are_preferred(folder):
     (folder / "flax_model.msgpack").write_bytes(b"no tree")
     (folder / "pytorch_model.bin").write_bytes(b"no weights")

@@ -7,6 +7,7 @@ read: the host needs memory for one array beside those that stay.
 
 import functools
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -99,11 +100,17 @@ def load_params(
             "config, or leave them out with ignore_mismatched_sizes=True"
         )
     left_out = {name for name, _, _ in mismatched}
-    params = {
-        path: _array(weights, tensors, flat[path].shape, dtype, places.get(path))
+    found = [
+        path
         for path, tensors in plan.items()
         if path not in missing and left_out.isdisjoint(tensor.name for tensor in tensors)
+    ]
+    # The largest first: the most memory is needed while there is least beside it.
+    arrays = {
+        path: _array(weights, plan[path], flat[path].shape, dtype, places.get(path))
+        for path in sorted(found, key=lambda path: -math.prod(flat[path].shape))
     }
+    params = {path: arrays[path] for path in found}
     used = {tensor.name for tensors in plan.values() for tensor in tensors}
     return Loaded(
         params=traverse_util.unflatten_dict(params),

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -53,7 +53,10 @@ class MsgpackFile:
     Attributes:
         path: The file.
         forms: Where every array lies, by its path joined by "/".
+        layout: Always "flax".
     """
+
+    layout: Literal["flax"] = "flax"
 
     def __init__(self, path: Path) -> None:
         """Scans a file without reading its arrays.

@@ -159,9 +159,14 @@ class Weights:
         Args:
             source: What messages call the place they come from.
             files: The file that holds each tensor, by its stored name.
+
+        Raises:
+            ValueError: if the files are of several layouts.
         """
-        first = next(iter(files.values()), None)
-        is_published = isinstance(first, SafetensorsFile) and first.layout == "published"
+        layouts = {file.layout for file in files.values()}
+        if len(layouts) > 1:
+            raise ValueError(f"{source}: shards must be all of PyTorch's layout or all of Flax's")
+        is_published = layouts == {"published"}
         self.source = source
         self.layout: Literal["published", "flax"] = "published" if is_published else "flax"
         # Flax's safetensors join paths by dots, its msgpack files nest them.

@@ -1,6 +1,7 @@
 """Folders whose files appear together or not at all."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -30,7 +31,9 @@ def staged(folder: Path, replace: Callable[[Path, Path], None]) -> Iterator[Path
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        exists = folder.is_dir()
+        exists = os.path.lexists(folder)
+        if exists and not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         place, prefix = (
             (folder, ".saving-") if exists else (folder.parent, f".{folder.name}.saving-")
         )
