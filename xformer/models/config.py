@@ -23,6 +23,7 @@ MAX_CONFIG_BYTES = 4 * 2**20
 
 MAX_VOCAB = 2**24
 MAX_POSITIONS = 2**20
+MAX_TABLE = 2**28  # of positions, made on the host: 1 GiB
 MAX_LAYERS = 1024
 MAX_WIDTH = 2**20
 

@@ -45,6 +45,7 @@ from xformer.layers.stack import Stack
 from xformer.models.config import (
     MAX_LAYERS,
     MAX_POSITIONS,
+    MAX_TABLE,
     MAX_VOCAB,
     MAX_WIDTH,
     ModelConfig,
@@ -131,6 +132,11 @@ class XGLMConfig(ModelConfig):
         self.require_range("num_layers", 1, MAX_LAYERS)
         for key in ("d_model", "ffn_dim", "attention_heads"):
             self.require_range(key, 1, MAX_WIDTH)
+        if self.max_position_embeddings * self.d_model > MAX_TABLE:
+            raise ValueError(
+                f"XGLMConfig.max_position_embeddings={self.max_position_embeddings} times "
+                f"XGLMConfig.d_model={self.d_model} must be at most {MAX_TABLE}"
+            )
         if self.d_model % self.attention_heads:
             raise ValueError(
                 f"XGLMConfig.attention_heads={self.attention_heads} must divide "
@@ -426,12 +432,13 @@ class XGLMModel(nn.Module):
         self, position_ids: Int[Array, "#B T"] | None, length: int, cache: Cache | None
     ) -> Float[Array, "#B T D"]:
         """Sinusoids of the tokens' positions, in float32."""
-        key_length = length if cache is None else cache.max_length
+        rows = length if cache is None else cache.max_length
         if position_ids is None:
             start = 0 if cache is None else cache.length
             position_ids = (jnp.arange(length) + start)[None]
-        rows = max(self.config.max_position_embeddings, key_length) + POSITION_OFFSET
-        table_PD = sinusoidal_table(rows, self.config.d_model, self.config.pad_token_id)
+        else:  # positions that are given may be any of the model's
+            rows = max(self.config.max_position_embeddings, rows)
+        table_PD = sinusoidal_table(rows + POSITION_OFFSET, self.config.d_model, self.config.pad_token_id)
         return lookup_positions(table_PD, position_ids + POSITION_OFFSET)
 
 
