@@ -438,7 +438,9 @@ class XGLMModel(nn.Module):
             position_ids = (jnp.arange(length) + start)[None]
         else:  # positions that are given may be any of the model's
             rows = max(self.config.max_position_embeddings, rows)
-        table_PD = sinusoidal_table(rows + POSITION_OFFSET, self.config.d_model, self.config.pad_token_id)
+        table_PD = sinusoidal_table(
+            rows + POSITION_OFFSET, self.config.d_model, self.config.pad_token_id
+        )
         return lookup_positions(table_PD, position_ids + POSITION_OFFSET)
 
 
