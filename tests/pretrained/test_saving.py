@@ -15,10 +15,13 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from xformer import partitioning
+from xformer.hub import open_source
 from xformer.layers.stack import restack
 from xformer.partitioning import MeshConfig, Rules
 from xformer.pretrained import saving
+from xformer.pretrained.loading import load_params
 from xformer.pretrained.names import XGLM
+from xformer.pretrained.reading import open_weights
 from xformer.pretrained.saving import parse_size, save_params
 
 LAYOUTS = ("published", "flax")
@@ -265,13 +268,9 @@ def killed(request, tmp_path):
     return killed
 
 
-def value_of(load, folder):
+def value_of(folder):
     """What the weights in a folder say, or None where they are refused."""
     shapes = {"model": {"layer_norm": dict.fromkeys(("bias", "scale"), np.zeros(64, np.float32))}}
-    from xformer.hub import open_source
-    from xformer.pretrained.loading import load_params
-    from xformer.pretrained.reading import open_weights
-
     try:
         weights = open_weights(open_source(folder))
     except FileNotFoundError:
@@ -283,19 +282,23 @@ def value_of(load, folder):
     return values.pop()
 
 
-def test_new_folder_is_whole_or_not_there_whenever_it_is_killed(killed, load):
+def test_new_folder_is_whole_or_not_there_whenever_it_is_killed(killed, draw):
     folders = killed("new")
-    states = [value_of(load, folder) if folder.exists() else None for folder in folders]
+    states = [value_of(folder) if folder.exists() else None for folder in folders]
     assert states[0] is None and states[-1] == 2
     assert states == sorted(states, key=bool), "once it is there it stays"
     for folder, state in zip(folders, states, strict=True):
         if state:
             assert len(list(folder.iterdir())) == 4  # two shards, the index, the config
+    assert [path for folder in folders for path in folder.parent.glob(".out.saving-*")]
+    for folder in folders:  # what was left is removed by the next save
+        save_params(folder, draw(), XGLM)
+        assert [path.name for path in folder.parent.iterdir()] == ["out"]
 
 
-def test_existing_folder_never_holds_a_mixture(killed, load):
+def test_existing_folder_never_holds_a_mixture(killed):
     folders = killed("exists")
-    states = [value_of(load, folder) for folder in folders]
+    states = [value_of(folder) for folder in folders]
     assert states[0] == 1 and states[-1] == 2
     assert set(states) <= {1, None, 2}
     ranks = [{1: 0, None: 1, 2: 2}[state] for state in states]
@@ -303,15 +306,6 @@ def test_existing_folder_never_holds_a_mixture(killed, load):
     for folder, state in zip(folders, states, strict=True):
         if (folder / "config.json").read_text() == "2":
             assert state == 2, "the config is put in place last"
-
-
-def test_what_a_killed_save_left_is_removed_by_the_next(killed, draw):
-    *folders, _ = killed("new")
-    left = [path for folder in folders for path in folder.parent.glob(".out.saving-*")]
-    assert left
-    for folder in folders:
-        save_params(folder, draw(), XGLM)
-        assert [path.name for path in folder.parent.iterdir()] == ["out"]
 
 
 @pytest.fixture

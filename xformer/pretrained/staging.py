@@ -33,7 +33,7 @@ def staged(folder: Path, replace: Callable[[Path, Path], None]) -> Iterator[Path
         folder.parent.mkdir(parents=True, exist_ok=True)
         exists = os.path.lexists(folder)
         if exists and not folder.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         place, prefix = (
             (folder, ".saving-") if exists else (folder.parent, f".{folder.name}.saving-")
         )
