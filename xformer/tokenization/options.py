@@ -1,5 +1,6 @@
 """The arguments that every tokenizer's constructor takes, and what each may be."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
@@ -91,8 +92,9 @@ def check_options(options: TokenizerOptions, owner: str) -> None:
         if type(value) not in kinds or (allowed and value not in allowed):
             wanted = " or ".join(map(repr, allowed)) or f"a {kinds[0].__name__}"
             raise ValueError(f"{key} must be {wanted}, got {value!r:.80}")
-    if (options.get("model_max_length") or 1) < 1:
-        raise ValueError(f"model_max_length must be positive, got {options['model_max_length']}")
+    length = options.get("model_max_length")
+    if length is not None and not 1 <= length < math.inf:
+        raise ValueError(f"model_max_length must be positive and finite, got {length}")
     names = options.get("model_input_names") or ["input_ids"]
     if names[0] != "input_ids" or not all(isinstance(name, str) for name in names):
         raise ValueError(f"model_input_names must be names, input_ids first, got {names!r:.80}")

@@ -13,7 +13,7 @@ from xformer.tokenization.folders import MAX_MODEL_BYTES
 from xformer.tokenization.slow import PreTrainedTokenizer
 
 SPACE = "\u2581"
-_SAMPLING = ("enable_sampling", "nbest_size", "alpha")
+_SAMPLING: dict[str, Any] = {"enable_sampling": bool, "nbest_size": int, "alpha": (int, float)}
 
 
 class SentencePieceTokenizer(PreTrainedTokenizer):
@@ -108,8 +108,11 @@ class SentencePieceTokenizer(PreTrainedTokenizer):
 
 
 def _checked_sampling(options: Any) -> dict[str, Any]:
-    if not isinstance(options, dict) or not options.keys() <= set(_SAMPLING):
+    if not isinstance(options, dict) or not options.keys() <= _SAMPLING.keys():
         raise ValueError(
             f"sp_model_kwargs must have no keys but {', '.join(_SAMPLING)}, got {options!r:.80}"
         )
+    for key, value in options.items():
+        if not isinstance(value, _SAMPLING[key]):
+            raise ValueError(f"{key} of sp_model_kwargs is of the wrong type: {value!r:.80}")
     return options

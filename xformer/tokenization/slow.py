@@ -273,7 +273,7 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
         index = self._added_ids.get(token)
         return self._token_to_id(token) if index is None else index
 
-    def _take_added(self, table: Mapping[int, AddedToken]) -> None:
+    def _take_added(self, table: Mapping[int, Any]) -> None:
         """Takes the tokens that a folder lists; behind the vocabulary they leave no gap."""
         decoder = unique_tokens("added_tokens_decoder", table.items())
         behind = sorted(index for index in decoder if index >= self.vocab_size)

@@ -31,7 +31,7 @@ class _Role:
         token = tokenizer._special_tokens_map[self._role]
         return None if token is None else str(token)
 
-    def __set__(self, tokenizer: "SpecialTokens", token: Token | None) -> None:
+    def __set__(self, tokenizer: "SpecialTokens", token: Any) -> None:
         if token is not None:
             check_tokens(self._role, [token])
         tokenizer._special_tokens_map[self._role] = token
