@@ -79,3 +79,22 @@ def test_only_language_models_generate(model):
     assert not hasattr(xformer.FlaxXGLMModel, "generate")
     with pytest.raises(TypeError, match="num_beams"):
         model.generate(IDS, num_beams=2)
+
+
+def test_a_loop_of_ones_own_writes_what_generate_writes(model):
+    mask = np.ones((2, 4), np.int64)
+    mask[1, :2] = 0
+    expected = model.generate(IDS, mask, eos_token_id=0, max_length=9).sequences
+    arguments = model.prepare_inputs_for_generation(IDS, 9, attention_mask=mask)
+    np.testing.assert_array_equal(arguments["position_ids"], [[0, 1, 2, 3], [0, 0, 0, 1]])
+    assert arguments["attention_mask"].shape == (2, 9)
+    step, ids = jax.jit(model.__call__), IDS.astype(np.int32)
+    sequences = [ids]
+    for _ in range(5):
+        out = step(ids, **arguments)
+        arguments = model.update_inputs_for_generation(out, arguments)
+        ids = out.logits[:, -1:].argmax(-1).astype(np.int32)
+        sequences.append(ids)
+    np.testing.assert_array_equal(np.concatenate(sequences, axis=1), expected)
+    with pytest.raises(ValueError, match="max_length=3 must hold the prompt of 4 tokens"):
+        model.prepare_inputs_for_generation(IDS, 3)

@@ -78,6 +78,50 @@ class FlaxGenerationMixin(FlaxPreTrainedModel):
         )
         return out.replace(sequences=_trim(out.sequences, ids.shape[1], module.config.eos_token_id))
 
+    def prepare_inputs_for_generation(
+        self, input_ids: Any, max_length: int, attention_mask: Any = None
+    ) -> dict[str, Any]:
+        """The arguments beside the ids of a first call with a cache, for loops of one's own.
+
+        Args:
+            input_ids: (batch, length) prompts, padded on the left.
+            max_length: Most tokens of a row, prompt included.
+            attention_mask: (batch, length) 1 for tokens of a prompt, 0 for padding.
+
+        Returns:
+            `past_key_values`, `attention_mask` (batch, max_length) and `position_ids`.
+
+        Raises:
+            ValueError: if the prompts are longer than `max_length`.
+        """
+        batch, length = jnp.shape(input_ids)
+        if length > max_length:
+            raise ValueError(f"max_length={max_length} must hold the prompt of {length} tokens")
+        mask = jnp.ones((batch, max_length), jnp.int32)
+        if attention_mask is not None:
+            mask = mask.at[:, :length].set(jnp.asarray(attention_mask, jnp.int32))
+        return {
+            "past_key_values": self.init_cache(batch, max_length),
+            "attention_mask": mask,
+            "position_ids": jnp.maximum(jnp.cumsum(mask[:, :length], axis=1) - 1, 0),
+        }
+
+    def update_inputs_for_generation(
+        self, model_outputs: Any, model_kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The arguments of the next call, from the outputs and arguments of this one.
+
+        Args:
+            model_outputs: What the call returned.
+            model_kwargs: What it was given beside the ids; changed in place.
+
+        Returns:
+            `model_kwargs`, with the extended cache and the position of the next token.
+        """
+        model_kwargs["past_key_values"] = model_outputs.past_key_values
+        model_kwargs["position_ids"] = model_kwargs["position_ids"][:, -1:] + 1
+        return model_kwargs
+
     @staticmethod
     def _new_tokens(prompt: int, max_length: int | None, max_new_tokens: int | None) -> int:
         if max_new_tokens is None:
