@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Raises:
         BrokenPipeError: if another pipe than stdout broke.
-        KeyboardInterrupt: with `--debug`, as the two below.
+        KeyboardInterrupt: with `--debug`, as those below.
+        ModuleNotFoundError: an extra is not installed.
         OSError: what could not be read or written.
         ValueError: bad input.
     """
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not _stdout_is_closed():
             raise
         return 1
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         if debug:
             raise
         return _complain(f"error: {_message(error)}", 2)
@@ -148,7 +149,7 @@ def _complain(message: str, code: int) -> int:
     return code
 
 
-def _message(error: ValueError | OSError) -> str:
+def _message(error: ValueError | OSError | ModuleNotFoundError) -> str:
     """Returns what an error says, without the errno that Python puts in front."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
