@@ -16,35 +16,28 @@ _CLASSES: Mapping[str, Mapping[str, type[FlaxPreTrainedModel]]] = {
 }
 
 
+_HUB_ARGUMENTS = frozenset(HubOptions.__dataclass_fields__)
+
+
 class AutoConfig:
     """Reads the config of any family."""
 
     @staticmethod
     def from_pretrained(
         pretrained_model_name_or_path: str | os.PathLike[str],
-        cache_dir: str | os.PathLike[str] | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-        revision: str = "main",
-        subfolder: str = "",
+        *,
         return_unused_kwargs: bool = False,
         trust_remote_code: bool = False,
-        **overrides: Any,
+        **arguments: Any,
     ) -> Any:
-        """Reads a config.json; arguments and result as for `ModelConfig.from_pretrained`.
+        """Reads a config.json.
 
         Args:
             pretrained_model_name_or_path: A folder, the file itself, or a name on the hub.
-            cache_dir: Where hub files are kept.
-            force_download: Whether to download again what the cache has.
-            local_files_only: Whether to use the cache alone.
-            token: Of the hub, where the model needs one.
-            revision: Branch, tag or commit of a hub name.
-            subfolder: Folder inside a hub name.
-            return_unused_kwargs: Whether to return (config, overrides that are no fields).
+            return_unused_kwargs: Whether to return (config, arguments that are no fields).
             trust_remote_code: Only False: code of a model folder is never run.
-            **overrides: Fields that replace those of the file.
+            **arguments: How a hub name is read (the fields of `HubOptions`), and fields that
+                replace those of the file.
 
         Returns:
             The config of the family that `model_type` names.
@@ -54,15 +47,8 @@ class AutoConfig:
             ValueError: if `model_type` is unknown or a field is refused; it names the file.
         """
         _refuse_code(trust_remote_code)
-        options = HubOptions(
-            revision=revision,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-            subfolder=subfolder,
-        )
-        path = config_path(pretrained_model_name_or_path, options)
+        hub, overrides = _split(arguments)
+        path = config_path(pretrained_model_name_or_path, HubOptions(**hub))
         found = read_object(path, MAX_CONFIG_BYTES)
         try:
             check_published(found)
@@ -129,12 +115,8 @@ class FlaxAutoModel:
         chosen = config
         if not isinstance(chosen, ModelConfig):
             where = pretrained_model_name_or_path if chosen is None else chosen
-            hub = {key: arguments[key] for key in _HUB_ARGUMENTS & arguments.keys()}
-            fields = {key: value for key, value in arguments.items() if key not in hub}
-            chosen, rest = AutoConfig.from_pretrained(
-                where, return_unused_kwargs=True, **hub, **fields
-            )
-            arguments = {**rest, **hub}
+            chosen, rest = AutoConfig.from_pretrained(where, return_unused_kwargs=True, **arguments)
+            arguments = {**_split(arguments)[0], **rest}
         return cls.class_for(chosen).from_pretrained(
             pretrained_model_name_or_path, config=chosen, **arguments
         )
@@ -183,7 +165,10 @@ class FlaxAutoModelForCausalLM(FlaxAutoModel):
     task = "ForCausalLM"
 
 
-_HUB_ARGUMENTS = frozenset(HubOptions.__dataclass_fields__)
+def _split(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments that say how a hub name is read, and the others."""
+    hub = {key: value for key, value in arguments.items() if key in _HUB_ARGUMENTS}
+    return hub, {key: value for key, value in arguments.items() if key not in hub}
 
 
 def _refuse_code(trust_remote_code: bool) -> None:
