@@ -6,7 +6,7 @@ are those of the documented fast classes, which differ from the slow kind's on a
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, Unpack
@@ -33,8 +33,9 @@ from xformer.tokenization.folders import (
     json_bytes,
 )
 from xformer.tokenization.options import TokenizerOptions
+from xformer.tokenization.retraining import rename_token, retrain
 from xformer.tokenization.settings import EncodingOptions, EncodingSettings
-from xformer.tokenization.special_tokens import Token
+from xformer.tokenization.special_tokens import ADDITIONAL, Token
 from xformer.tokenization.tokens import token_fields
 
 _Tokenizer = TypeVar("_Tokenizer", bound="PreTrainedTokenizerFast")
@@ -293,6 +294,55 @@ class PreTrainedTokenizerFast(BackendCalls, PreTrainedTokenizerBase):
     ) -> str:
         with rust_errors("token ids must be integers of 0 or more"):
             return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    # Another vocabulary.
+
+    def train_new_from_iterator(
+        self: _Tokenizer,
+        text_iterator: Iterable[Any],
+        vocab_size: int,
+        length: int | None = None,
+        new_special_tokens: Sequence[Token] | None = None,
+        special_tokens_map: Mapping[str, str] | None = None,
+        **trainer_options: Any,
+    ) -> _Tokenizer:
+        """Learns a vocabulary from texts, with the special tokens and the pipeline of this one.
+
+        Special tokens get the first ids. The library's trainers break ties by chance: the same
+        texts need not give the same vocabulary twice.
+
+        Args:
+            text_iterator: texts, or batches of them.
+            vocab_size: number of ids wanted, special tokens included.
+            length: number of texts, for the progress bar.
+            new_special_tokens: further special tokens.
+            special_tokens_map: new text of special tokens that are to have another.
+            **trainer_options: further arguments of the library's trainer, such as `min_frequency`
+                and `show_progress`.
+
+        Returns:
+            The new tokenizer, of the same class.
+
+        Raises:
+            ValueError: the trainer refuses the texts or its arguments.
+        """
+        renamed = special_tokens_map or {}
+        self._configure(EncodingSettings())
+        backend = retrain(
+            self._tokenizer,
+            text_iterator,
+            vocab_size=vocab_size,
+            length=length,
+            new_special_tokens=new_special_tokens or (),
+            renamed=renamed,
+            options=trainer_options,
+        )
+        options: dict[str, Any] = dict(self.init_kwargs)
+        options.pop("added_tokens_decoder", None)  # its ids are those of the old vocabulary
+        for role, token in self.special_tokens_map_extended.items():
+            options[role] = token if role == ADDITIONAL else rename_token(token, renamed)
+        options[ADDITIONAL] = [*options.get(ADDITIONAL, ()), *(new_special_tokens or ())]
+        return type(self)(tokenizer_object=backend, **options)
 
     # Files.
 
