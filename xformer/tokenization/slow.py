@@ -190,7 +190,7 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
 
     def _literal_ids(self, texts: Sequence[str]) -> Sequence[Sequence[int] | np.ndarray]:
         """The ids of texts in which special tokens are only text."""
-        return [self.convert_tokens_to_ids(self._split(text, self._plain)) for text in texts]
+        return [self._ids_of_tokens(self._split(text, self._plain)) for text in texts]
 
     def _encode_one(
         self, text: Text, pair: Text | None, settings: EncodingSettings
@@ -224,15 +224,25 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
             )
         literal = settings.split_special_tokens
         if isinstance(text, str):
-            return self.convert_tokens_to_ids(self._tokens_of(text, literal))
+            return self._ids_of_tokens(self._tokens_of(text, literal))
         if not isinstance(text, list | tuple) or not text or not isinstance(text[0], str | int):
             raise ValueError(f"a text must be a str, or a list of str or ids, got {text!r:.80}")
         if isinstance(text[0], int):
             return list(text)
         if not settings.is_split_into_words:
-            return self.convert_tokens_to_ids(text)
+            return self._ids_of_tokens(text)
         words = (self.tokenize(word, split_special_tokens=literal) for word in text)
-        return self.convert_tokens_to_ids(itertools.chain.from_iterable(words))
+        return self._ids_of_tokens(list(itertools.chain.from_iterable(words)))
+
+    def _ids_of_tokens(self, tokens: Sequence[str]) -> list[int]:
+        """The ids of tokens, each of which must have one."""
+        ids = self.convert_tokens_to_ids(tokens)
+        if None in ids:
+            raise ValueError(
+                f"{tokens[ids.index(None)]!r} is not in the vocabulary, and no token stands for "
+                f"what is not; set unk_token, which is {self.unk_token!r}"
+            )
+        return ids
 
     def _tokens_of(self, text: str, literal: bool) -> list[str]:
         """The tokens of one text; with `literal`, added tokens in it are only text."""

@@ -23,6 +23,8 @@ def parse_token(value: Any, where: str) -> str | AddedToken:
         ValueError: it is none of these, or a text too long for a token.
     """
     content = value.get("content") if isinstance(value, dict) else str(value)
+    if content == "":
+        raise ValueError(f"{where} must not be empty; leave it out, or null")
     if isinstance(content, str) and len(content) > MAX_TOKEN_CHARACTERS:
         raise ValueError(
             f"{where} must be a text of at most {MAX_TOKEN_CHARACTERS} characters, got "
