@@ -12,8 +12,11 @@ __version__ = "0.1.0"
 # Public name -> the module that it comes from. The import below shows the same names to type
 # checkers and editors.
 _HOMES = {
+    "AddedToken": "tokenization.special_tokens",
     "AutoConfig": "pretrained.auto",
     "AutoTokenizer": "tokenization.auto",
+    "BatchEncoding": "tokenization.encoding",
+    "CharSpan": "tokenization.encoding",
     "CausalLM": "layers.heads",
     "Execution": "layers.execution",
     "FlaxAutoModel": "pretrained.auto",
@@ -47,8 +50,11 @@ _HOMES = {
     "FlaxXGLMModel": "pretrained.xglm",
     "FlaxXGLMPreTrainedModel": "pretrained.xglm",
     "ModelOutput": "outputs",
+    "PreTrainedTokenizer": "tokenization.slow",
+    "PreTrainedTokenizerBase": "tokenization.base",
     "PreTrainedTokenizerFast": "tokenization.fast",
     "Sampling": "generation.sampling",
+    "TokenSpan": "tokenization.encoding",
     "XGLMConfig": "models.xglm",
     "XGLMForCausalLM": "models.xglm",
     "XGLMModel": "models.xglm",
@@ -76,7 +82,13 @@ if TYPE_CHECKING:
     from xformer.pretrained.xglm import FlaxXGLMModel as FlaxXGLMModel
     from xformer.pretrained.xglm import FlaxXGLMPreTrainedModel as FlaxXGLMPreTrainedModel
     from xformer.tokenization.auto import AutoTokenizer as AutoTokenizer
+    from xformer.tokenization.base import PreTrainedTokenizerBase as PreTrainedTokenizerBase
+    from xformer.tokenization.encoding import BatchEncoding as BatchEncoding
+    from xformer.tokenization.encoding import CharSpan as CharSpan
+    from xformer.tokenization.encoding import TokenSpan as TokenSpan
     from xformer.tokenization.fast import PreTrainedTokenizerFast as PreTrainedTokenizerFast
+    from xformer.tokenization.slow import PreTrainedTokenizer as PreTrainedTokenizer
+    from xformer.tokenization.special_tokens import AddedToken as AddedToken
     from xformer.tokenization.xglm import XGLMTokenizer as XGLMTokenizer
     from xformer.tokenization.xglm_fast import XGLMTokenizerFast as XGLMTokenizerFast
 

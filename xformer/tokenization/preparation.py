@@ -39,7 +39,6 @@ def truncate(
     if excess <= 0 or strategy is TruncationStrategy.DO_NOT_TRUNCATE:
         return ids, pair_ids, []
     if strategy is TruncationStrategy.LONGEST_FIRST and pair_ids is not None:
-        _logger.warning("tokens that longest_first removes from a pair are not returned")
         first, second = _shares(len(ids), len(pair_ids), excess)
         return _cut(ids, first, side), _cut(pair_ids, second, side), []
     cuts_second = strategy is TruncationStrategy.ONLY_SECOND
