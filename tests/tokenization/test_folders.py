@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken
 
+from xformer.tokenization.auto import AutoTokenizer
 from xformer.tokenization.folders import MAX_CONFIG_BYTES, MAX_MODEL_BYTES
 from xformer.tokenization.xglm import XGLMTokenizer
 
@@ -46,6 +47,22 @@ def test_caller_wins_over_files_and_files_over_defaults(folder):
     assert tokenizer.pad_token_id == 2
     assert tokenizer.additional_special_tokens[0] == "<x>"
     assert tokenizer.convert_tokens_to_ids("<x>") == SIZE
+
+
+def test_name_is_the_one_given(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    write(folder, "tokenizer_config.json", {"name_or_path": "somewhere/else"})
+    assert XGLMTokenizer.from_pretrained("tokenizer").name_or_path == "tokenizer"
+    assert AutoTokenizer.from_pretrained("tokenizer", tokenizer_type="xglm").name_or_path == (
+        "tokenizer"
+    )
+    assert XGLMTokenizer.from_pretrained("tokenizer").vocab_file.endswith(".bpe.model")
+
+
+def test_code_is_never_run(folder):
+    with pytest.raises(ValueError, match="trust_remote_code must be False"):
+        XGLMTokenizer.from_pretrained(folder, trust_remote_code=True)
+    XGLMTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def test_older_names_and_numbers_are_read(bare):

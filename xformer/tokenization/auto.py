@@ -80,7 +80,8 @@ class AutoTokenizer:
             chosen = _by_model_type(tokenizer_type, "tokenizer_type")
         else:
             chosen = _named(source, CONFIG_FILE) or _by_model(source, config)
-        return _of_kind(chosen, use_fast).from_source(source, options)
+        name = os.fspath(pretrained_model_name_or_path)
+        return _of_kind(chosen, use_fast).from_source(source, {"name_or_path": name, **options})
 
 
 def _named(source: Source, file: str) -> type[PreTrainedTokenizerFast] | None:

@@ -65,7 +65,7 @@ def read_tokenizer_folder(
     config = _read(source, CONFIG_FILE, MAX_CONFIG_BYTES)
     _check_class(source, config, class_names)
     options = {key: value for key, value in config.items() if key in known} | dict(overrides)
-    options["name_or_path"] = source.name
+    options["name_or_path"] = overrides.get("name_or_path", source.name)
     if "max_len" in config:
         options.setdefault("model_max_length", config["max_len"])
     table = options.get("added_tokens_decoder")

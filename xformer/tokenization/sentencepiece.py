@@ -48,9 +48,9 @@ class SentencePieceTokenizer(PreTrainedTokenizer):
             TypeError: there is no such option.
             ValueError: it is no SentencePiece model, or an option is out of range.
         """
-        self.vocab_file = Path(vocab_file)
+        self.vocab_file = os.fspath(vocab_file)
         self.sp_model_kwargs = _checked_sampling(sp_model_kwargs or {})
-        self._model_bytes = read_limited(self.vocab_file, MAX_MODEL_BYTES)
+        self._model_bytes = read_limited(Path(vocab_file), MAX_MODEL_BYTES)
         self._load()
         super().__init__(**options)
 

@@ -185,6 +185,7 @@ class TokenizerFiles(EncodingCalls):
         token: str | bool | None = None,
         revision: str = "main",
         subfolder: str = "",
+        trust_remote_code: bool = False,
         **options: Any,
     ) -> _Tokenizer:
         """Reads a folder, local or on the hub, written by `save_pretrained` or `transformers`.
@@ -197,6 +198,7 @@ class TokenizerFiles(EncodingCalls):
             token: the hub's access token, `True` for the one that is logged in.
             revision: branch, tag or commit of the repository.
             subfolder: folder inside of the repository.
+            trust_remote_code: only False: code of a folder is never run.
             **options: arguments of the constructor; they win over what the folder says.
 
         Returns:
@@ -207,6 +209,8 @@ class TokenizerFiles(EncodingCalls):
             TypeError: there is no such argument.
             ValueError: the files are another tokenizer's, damaged, or ask for what cannot be had.
         """
+        if trust_remote_code:
+            raise ValueError("trust_remote_code must be False: code of a folder is never run")
         hub = HubOptions(
             revision=revision,
             cache_dir=cache_dir,
@@ -215,7 +219,9 @@ class TokenizerFiles(EncodingCalls):
             token=token,
             subfolder=subfolder,
         )
-        return cls.from_source(open_source(pretrained_model_name_or_path, hub), options)
+        name = os.fspath(pretrained_model_name_or_path)
+        source = open_source(pretrained_model_name_or_path, hub)
+        return cls.from_source(source, {"name_or_path": name, **options})
 
     @classmethod
     def from_source(

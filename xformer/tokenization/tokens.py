@@ -77,7 +77,7 @@ def unique_tokens(where: str, listed: Iterable[tuple[Any, Any]]) -> dict[int, Ad
             raise ValueError(
                 f"{where}: {text} must be an object with its content, got {token!r:.80}"
             )
-        if not token.content or token.content in contents or int(text) in added:
+        if token.content in contents or int(text) in added:
             raise ValueError(f"{where}: {token.content!r:.80} must be one text with one id, {text}")
         contents.add(token.content)
         added[int(text)] = token
