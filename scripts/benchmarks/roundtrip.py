@@ -134,15 +134,15 @@ def save(args: argparse.Namespace) -> dict:
     import jax.numpy as jnp
     from flax.core import meta
 
-    from xformer.pretrained.names import XGLM
     from xformer.pretrained.saving import save_params
+    from xformer.pretrained.xglm import WEIGHTS
 
     config, _, module = model_of(args)
     init = jax.jit(lambda key: meta.unbox(module.init(key, jnp.zeros((1, 2), jnp.int32)))["params"])
     params = jax.block_until_ready(init(jax.random.key(0)))
     fields = config.to_dict() | {"architectures": [args.cls]}
     with Measured() as measured:
-        save_params(ours(args), params, XGLM, files={"config.json": json.dumps(fields).encode()})
+        save_params(ours(args), params, WEIGHTS, files={"config.json": json.dumps(fields).encode()})
     return measured.result
 
 

@@ -11,8 +11,8 @@ from xformer.layers.heads import CausalLM
 from xformer.models import build
 from xformer.models.xglm import XGLMConfig
 from xformer.pretrained.loading import load_params
-from xformer.pretrained.names import XGLM
 from xformer.pretrained.reading import open_weights
+from xformer.pretrained.xglm import WEIGHTS
 
 CONFIG = XGLMConfig(
     vocab_size=16,
@@ -62,7 +62,7 @@ def load(shapes_of):
 
     def load(folder, config=CONFIG, head=None, layers="loop", **options):
         weights = open_weights(open_source(folder))
-        return load_params(weights, shapes_of(config, head, layers), XGLM, **options)
+        return load_params(weights, shapes_of(config, head, layers), WEIGHTS, **options)
 
     return load
 

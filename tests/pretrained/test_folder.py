@@ -15,7 +15,8 @@ from xformer.layers.heads import Base, CausalLM
 from xformer.models import build
 from xformer.models.xglm import XGLMConfig
 from xformer.pretrained.folder import read_params
-from xformer.pretrained.names import SAME, TRANSPOSED, XGLM, Weight
+from xformer.pretrained.names import SAME, TRANSPOSED, Weight
+from xformer.pretrained.xglm import WEIGHTS
 
 CONFIG = XGLMConfig(
     vocab_size=11,
@@ -40,7 +41,7 @@ def write(folder, params, **changes):
     fields = {"model_type": "xglm", "architectures": ["X"]} | dataclasses.asdict(CONFIG) | changes
     (folder / "config.json").write_text(json.dumps(fields))
     flat = traverse_util.flatten_dict(params)
-    places = {path: XGLM.weight(path) for path in flat}
+    places = {path: WEIGHTS.weight(path) for path in flat}
     tensors = {place.name: place.layout.to_published(flat[path]) for path, place in places.items()}
     save_file(tensors, folder / "model.safetensors")
 
@@ -91,8 +92,8 @@ def test_weights_are_found_by_their_published_names_and_layout(folder):
         "model.layers.1.final_layer_norm.weight",
     } <= names
     assert load_file(folder / "model.safetensors")["model.layers.0.fc1.weight"].shape == (10, 6)
-    assert XGLM.weight(("a", "0", "kernel")) == Weight("a.0.weight", TRANSPOSED)
-    assert XGLM.weight(("embed_tokens", "embedding")) == Weight("embed_tokens.weight", SAME)
+    assert WEIGHTS.weight(("a", "0", "kernel")) == Weight("a.0.weight", TRANSPOSED)
+    assert WEIGHTS.weight(("embed_tokens", "embedding")) == Weight("embed_tokens.weight", SAME)
 
 
 def test_low_precision_weights_become_float32(folder, params):

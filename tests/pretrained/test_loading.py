@@ -24,9 +24,10 @@ from xformer.models.xglm import XGLMConfig
 from xformer.partitioning import MeshConfig, Rules
 from xformer.pretrained import loading
 from xformer.pretrained.loading import load_params
-from xformer.pretrained.names import XGLM, Layout, Weight, WeightTable
+from xformer.pretrained.names import Layout, Weight, WeightTable
 from xformer.pretrained.reading import Weights, open_weights
 from xformer.pretrained.saving import save_params
+from xformer.pretrained.xglm import WEIGHTS
 
 FORMS = ("published", "flax")
 
@@ -34,7 +35,7 @@ FORMS = ("published", "flax")
 @pytest.fixture(params=FORMS)
 def folder(request, tmp_path, draw):
     """The model with its head, in both formats."""
-    save_params(tmp_path, draw(), XGLM, layout=request.param)
+    save_params(tmp_path, draw(), WEIGHTS, layout=request.param)
     return tmp_path
 
 
@@ -105,7 +106,7 @@ jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank)
 from pathlib import Path
 from xformer.hub import open_source
 from xformer.pretrained.loading import load_params
-from xformer.pretrained.names import XGLM
+from xformer.pretrained.xglm import WEIGHTS
 from xformer.pretrained.reading import Weights, open_weights
 from xformer.pretrained.saving import save_params
 
@@ -118,9 +119,9 @@ leaf = jax.ShapeDtypeStruct((8, 24), np.float32)
 halves = NamedSharding(Mesh(np.array(jax.devices()), "x"), PartitionSpec(None, "x"))
 tree = lambda value: {"model": {"layers": {"0": {"fc1": {"kernel": value}}}}}
 weights = open_weights(open_source(folder))
-loaded = load_params(weights, tree(leaf), XGLM, shardings=tree(halves))
+loaded = load_params(weights, tree(leaf), WEIGHTS, shardings=tree(halves))
 try:
-    save_params(Path(out), loaded.params, XGLM)
+    save_params(Path(out), loaded.params, WEIGHTS)
 except ValueError as error:
     print(error)
 """
@@ -128,7 +129,7 @@ except ValueError as error:
 
 def test_only_the_part_of_this_hosts_devices_is_read(tmp_path, draw):
     """Two processes with a device each, which share a kernel of (8, 24) by its columns."""
-    save_params(tmp_path, draw(), XGLM)
+    save_params(tmp_path, draw(), WEIGHTS)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -154,7 +155,7 @@ def test_only_the_part_of_this_hosts_devices_is_read(tmp_path, draw):
 
 @pytest.mark.parametrize("stored", [ml_dtypes.bfloat16, np.float16, np.float64])
 def test_stored_dtype_becomes_the_one_asked_for(tmp_path, load, draw, assert_same, stored):
-    save_params(tmp_path, draw(dtype=stored), XGLM)
+    save_params(tmp_path, draw(dtype=stored), WEIGHTS)
     expected = draw(dtype=stored)
     single = jax.tree.map(lambda leaf: leaf.astype(np.float32), expected)
     assert_same(load(tmp_path).params, single)
@@ -165,7 +166,7 @@ def test_stored_dtype_becomes_the_one_asked_for(tmp_path, load, draw, assert_sam
 @pytest.mark.parametrize("layout", FORMS)
 @pytest.mark.parametrize("stored", [ml_dtypes.bfloat16, np.float16, np.float32])
 def test_stored_dtype_is_kept_when_asked_for(tmp_path, load, draw, assert_same, stored, layout):
-    save_params(tmp_path, draw(dtype=stored), XGLM, layout=layout)
+    save_params(tmp_path, draw(dtype=stored), WEIGHTS, layout=layout)
     assert_same(load(tmp_path, dtype=None).params, draw(dtype=stored))
 
 
@@ -173,7 +174,7 @@ def test_layers_of_several_dtypes_are_stacked_without_loss(tmp_path, load, draw)
     params = draw()
     bias = params["model"]["layers"]["1"]["fc1"]["bias"]
     params["model"]["layers"]["1"]["fc1"]["bias"] = bias.astype(np.float16)
-    save_params(tmp_path, params, XGLM)
+    save_params(tmp_path, params, WEIGHTS)
     stacked = load(tmp_path, dtype=None, layers="scan").params["model"]["layers"]["stacked"]
     assert stacked["fc1"]["bias"].dtype == np.float32
     assert load(tmp_path, dtype=None).params["model"]["layers"]["1"]["fc1"]["bias"].dtype == (
@@ -182,7 +183,7 @@ def test_layers_of_several_dtypes_are_stacked_without_loss(tmp_path, load, draw)
 
 
 def test_large_tensors_are_read_piece_by_piece(tmp_path, load, draw, assert_same, monkeypatch):
-    save_params(tmp_path, draw(), XGLM)
+    save_params(tmp_path, draw(), WEIGHTS)
     monkeypatch.setattr(loading, "PIECE_BYTES", 100)  # three rows of eight float32
     assert_same(load(tmp_path).params, draw())
     monkeypatch.setattr(loading, "PIECE_BYTES", 1)
@@ -200,7 +201,7 @@ def test_base_model_is_loaded_from_one_with_a_head(folder, load, draw, assert_sa
 def test_model_with_a_head_is_loaded_from_a_base_model(
     tmp_path, load, draw, assert_same, layout, layers
 ):
-    save_params(tmp_path, draw()["model"], XGLM, layout=layout)
+    save_params(tmp_path, draw()["model"], WEIGHTS, layout=layout)
     loaded = load(tmp_path, layers=layers)
     assert_same(loaded.params, restack({"model": draw()["model"]}, layers))
     assert loaded.missing == {("lm_head", "kernel")}
@@ -219,7 +220,7 @@ def test_tied_model_ignores_the_copy_of_its_table(folder, load, config, draw, as
 def test_redundant_names_of_old_checkpoints_are_ignored(parity_folder, shapes_of):
     folder = parity_folder / "models" / "xglm_A_lm_legacy"
     shapes = shapes_of(XGLMConfig.from_pretrained(folder))
-    loaded = load_params(open_weights(open_source(folder)), shapes, XGLM)
+    loaded = load_params(open_weights(open_source(folder)), shapes, WEIGHTS)
     assert not (loaded.missing or loaded.unexpected or loaded.mismatched)
     stored = load_file(folder / "model.safetensors")
     assert {"lm_head.weight", "model.embed_positions.weights"} <= stored.keys()
@@ -237,7 +238,7 @@ def rewrite(folder, change):
 
 @pytest.mark.parametrize("layers", ["loop", "scan"])
 def test_missing_and_unexpected_weights_are_told(tmp_path, load, draw, layers):
-    save_params(tmp_path, draw(), XGLM)
+    save_params(tmp_path, draw(), WEIGHTS)
 
     def change(tensors):
         del tensors["model.layers.1.fc1.bias"], tensors["lm_head.weight"]
@@ -282,14 +283,14 @@ def test_weights_of_other_shapes_are_left_out_when_asked_for(folder, load, confi
 
 def test_transposed_kernels_of_the_same_size_are_not_mistaken(tmp_path, load, draw):
     """A Flax tree and a published one differ in nothing but the shape of some kernels."""
-    save_params(tmp_path, draw(), XGLM)
+    save_params(tmp_path, draw(), WEIGHTS)
     rewrite(tmp_path, lambda t: t.update({"lm_head.weight": t["lm_head.weight"].T.copy()}))
     with pytest.raises(ValueError, match=r"lm_head.weight: stored \(8, 16\), wanted \(16, 8\)"):
         load(tmp_path)
 
 
 def test_weights_that_are_no_floating_numbers_are_refused(tmp_path, load, draw, numbers_read):
-    save_params(tmp_path, draw(), XGLM)
+    save_params(tmp_path, draw(), WEIGHTS)
     rewrite(tmp_path, lambda t: t.update({"lm_head.weight": np.zeros((16, 8), np.int32)}))
     message = "model.safetensors: lm_head.weight must have a floating dtype, got int32"
     with pytest.raises(ValueError, match=message):

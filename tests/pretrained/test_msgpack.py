@@ -27,6 +27,8 @@ TREE = {
         "scalar": np.array(3.5, np.float32),
         "empty": np.zeros((0, 4), np.float32),
         "one": np.ones(1, np.int8),
+        "a" * 31: np.ones(2, np.uint8),
+        "b" * 32: np.ones(2, np.uint8),
     },
 }
 
@@ -141,6 +143,16 @@ CHUNKED = "__msgpack_chunked_array__"
         ({3: array()}, "has a key that is no text"),
         ({CHUNKED: True, "shape": {"0": 2}}, "the chunks of  do not make up its shape"),
         ({"a": {CHUNKED: True, "shape": {"0": 3}, "chunks": {"0": array()}}}, "the chunks of a"),
+        (
+            {
+                "a": {
+                    CHUNKED: True,
+                    "shape": {"0": 6},
+                    "chunks": {"0": array(), "1": array((4,), "float16")},
+                }
+            },
+            "the chunks of a",
+        ),
         ({"a": {CHUNKED: True, "shape": {"1": 2}, "chunks": {"0": array()}}}, "the chunks of a"),
         ({"a": {CHUNKED: True, "shape": {"0": True}, "chunks": {"0": array()}}}, "chunks of a"),
         ({"a": {CHUNKED: True, "shape": {"0": 2}, "chunks": {"0": 5}}}, "the chunks of a"),
@@ -165,6 +177,10 @@ def test_what_is_no_tree_of_arrays_is_refused(tmp_path, content, message):
         (b"\xdf\xff\xff\xff\xff", "ends early"),
         (b"\x81\xdb\xff\xff\xff\xff", "has a key that is no text of at most 1000 bytes"),
         (b"\x81\xa1\xff\x80", "has a key that is no text"),
+        (
+            flax_bytes({"a": np.zeros(9, np.float32)})[:-1],
+            r"\(9,\) of float32 that is not 36 bytes",
+        ),
         (b"version https://git-lfs", "an object of msgpack type|must hold arrays|goes on"),
     ],
 )

@@ -3,24 +3,25 @@
 import numpy as np
 import pytest
 
-from xformer.pretrained.names import SAME, TRANSPOSED, XGLM, Layout, Weight, WeightTable
+from xformer.pretrained.names import SAME, TRANSPOSED, Layout, Weight, WeightTable
+from xformer.pretrained.xglm import WEIGHTS
 
 # A convolution of width one in groups: (groups, in, out) here, (groups * out, in, 1) there.
 GROUPED = Layout(axes=(0, 2, 1), reshape=lambda shape: (shape[0] * shape[1], shape[2], 1))
 
 
 def test_common_rule_names_the_leaves():
-    assert XGLM.weight(("layers", "0", "fc1", "kernel")) == Weight(
+    assert WEIGHTS.weight(("layers", "0", "fc1", "kernel")) == Weight(
         "layers.0.fc1.weight", TRANSPOSED
     )
-    assert XGLM.weight(("layer_norm", "scale")) == Weight("layer_norm.weight", SAME)
-    assert XGLM.weight(("embed_tokens", "embedding")) == Weight("embed_tokens.weight", SAME)
-    assert XGLM.weight(("fc1", "bias")) == Weight("fc1.bias", SAME)
+    assert WEIGHTS.weight(("layer_norm", "scale")) == Weight("layer_norm.weight", SAME)
+    assert WEIGHTS.weight(("embed_tokens", "embedding")) == Weight("embed_tokens.weight", SAME)
+    assert WEIGHTS.weight(("fc1", "bias")) == Weight("fc1.bias", SAME)
 
 
 def test_leaf_that_the_rule_does_not_know_is_refused():
     with pytest.raises(ValueError, match="parameter a/gamma must end in one of .*override"):
-        XGLM.weight(("a", "gamma"))
+        WEIGHTS.weight(("a", "gamma"))
 
 
 def test_override_comes_before_the_rule():
@@ -66,7 +67,7 @@ def test_transposed_part_is_the_part_of_the_transpose():
 
 
 def test_ignored_names_match_in_full():
-    assert XGLM.is_ignored("model.embed_positions.weights")
-    assert XGLM.is_ignored("embed_positions.weights")
-    assert not XGLM.is_ignored("model.embed_positions.weights.more")
-    assert not XGLM.is_ignored("model.embed_tokens.weight")
+    assert WEIGHTS.is_ignored("model.embed_positions.weights")
+    assert WEIGHTS.is_ignored("embed_positions.weights")
+    assert not WEIGHTS.is_ignored("model.embed_positions.weights.more")
+    assert not WEIGHTS.is_ignored("model.embed_tokens.weight")

@@ -10,8 +10,8 @@ from safetensors.numpy import load_file
 from xformer.layers.heads import Base, CausalLM
 from xformer.models import build
 from xformer.models.xglm import XGLMConfig
-from xformer.pretrained.names import XGLM
 from xformer.pretrained.saving import save_params
+from xformer.pretrained.xglm import WEIGHTS
 
 pytestmark = [
     pytest.mark.reference,
@@ -41,7 +41,7 @@ def save(folder, config, params, name, **options):
     described = dataclasses.replace(config)
     described.carried = {"architectures": [name.removeprefix("Flax")], "torch_dtype": "float32"}
     files = {"config.json": described.to_json_string().encode()}
-    save_params(folder, params, XGLM, files=files, **options)
+    save_params(folder, params, WEIGHTS, files=files, **options)
 
 
 def outputs(config, head, params):

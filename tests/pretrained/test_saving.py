@@ -20,12 +20,12 @@ from xformer.layers.stack import restack
 from xformer.partitioning import MeshConfig, Rules
 from xformer.pretrained import saving
 from xformer.pretrained.loading import load_params
-from xformer.pretrained.names import XGLM
 from xformer.pretrained.reading import open_weights
 from xformer.pretrained.saving import parse_size, save_params
+from xformer.pretrained.xglm import WEIGHTS
 
 LAYOUTS = ("published", "flax")
-WEIGHTS = {"published": "model.safetensors", "flax": "flax_model.msgpack"}
+WEIGHT_FILES = {"published": "model.safetensors", "flax": "flax_model.msgpack"}
 FILES = {"config.json": b"{}", "tokenizer.json": b"[]"}
 
 
@@ -35,7 +35,7 @@ def content(folder):
 
 def test_published_names_layouts_and_metadata(tmp_path, draw):
     params = draw()
-    assert save_params(tmp_path / "out", params, XGLM) == ("model.safetensors",)
+    assert save_params(tmp_path / "out", params, WEIGHTS) == ("model.safetensors",)
     with safe_open(tmp_path / "out" / "model.safetensors", framework="numpy") as file:
         assert file.metadata() == {"format": "pt"}
     tensors = load_file(tmp_path / "out" / "model.safetensors")
@@ -51,7 +51,7 @@ def test_published_names_layouts_and_metadata(tmp_path, draw):
 
 
 def test_flax_files_are_those_that_flax_writes(tmp_path, draw):
-    assert save_params(tmp_path, draw(), XGLM, layout="flax") == ("flax_model.msgpack",)
+    assert save_params(tmp_path, draw(), WEIGHTS, layout="flax") == ("flax_model.msgpack",)
     sorted_keys = jax.tree.map(lambda leaf: leaf, draw())
     assert content(tmp_path) == {"flax_model.msgpack": serialization.to_bytes(sorted_keys)}
 
@@ -71,36 +71,36 @@ def test_bytes_are_the_same_however_the_parameters_are_kept(
     names = partitioning.axis_names(boxed)
     shardings = partitioning.shardings(shapes_of(layers="scan"), names, mesh, Rules())
     sharded = jax.device_put(restack(params, "scan"), shardings)
-    save_params(tmp_path / "first", params, XGLM, layout=layout, max_shard_size=size)
+    save_params(tmp_path / "first", params, WEIGHTS, layout=layout, max_shard_size=size)
     for at, kept in enumerate((backwards, restack(params, "scan"), sharded)):
-        save_params(tmp_path / str(at), kept, XGLM, layout=layout, max_shard_size=size)
+        save_params(tmp_path / str(at), kept, WEIGHTS, layout=layout, max_shard_size=size)
         assert content(tmp_path / str(at)) == content(tmp_path / "first")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_saved_loaded_and_saved_again_is_the_same(tmp_path, draw, load, layout):
-    save_params(tmp_path / "a", draw(), XGLM, layout=layout, max_shard_size=1500)
+    save_params(tmp_path / "a", draw(), WEIGHTS, layout=layout, max_shard_size=1500)
     again = load(tmp_path / "a").params
-    save_params(tmp_path / "b", again, XGLM, layout=layout, max_shard_size=1500)
+    save_params(tmp_path / "b", again, WEIGHTS, layout=layout, max_shard_size=1500)
     assert content(tmp_path / "a") == content(tmp_path / "b")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_pieces_make_up_the_same_bytes(tmp_path, draw, layout, monkeypatch):
     sharded = jax.tree.map(jax.numpy.asarray, draw())
-    save_params(tmp_path / "whole", sharded, XGLM, layout=layout)
+    save_params(tmp_path / "whole", sharded, WEIGHTS, layout=layout)
     monkeypatch.setattr(saving, "PIECE_BYTES", 100)
-    save_params(tmp_path / "pieces", sharded, XGLM, layout=layout)
+    save_params(tmp_path / "pieces", sharded, WEIGHTS, layout=layout)
     assert content(tmp_path / "pieces") == content(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_shards_have_an_index_and_at_most_the_size(tmp_path, draw, load, assert_same, layout):
-    names = save_params(tmp_path, draw(), XGLM, layout=layout, max_shard_size="1KB")
-    stem, suffix = WEIGHTS[layout].split(".")
+    names = save_params(tmp_path, draw(), WEIGHTS, layout=layout, max_shard_size="1KB")
+    stem, suffix = WEIGHT_FILES[layout].split(".")
     *shards, last = names
     count = len(shards)
-    assert last == f"{WEIGHTS[layout]}.index.json" and count > 5
+    assert last == f"{WEIGHT_FILES[layout]}.index.json" and count > 5
     assert shards == [f"{stem}-{i:05}-of-{count:05}.{suffix}" for i in range(1, count + 1)]
     index = json.loads((tmp_path / last).read_text())
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(draw()))
@@ -114,7 +114,7 @@ def test_shards_have_an_index_and_at_most_the_size(tmp_path, draw, load, assert_
 
 def test_shards_follow_the_order_of_the_layers(tmp_path, config, shapes_of):
     layers = {str(i): {"fc1": {"bias": np.zeros(8, np.float32)}} for i in range(12)}
-    save_params(tmp_path, {"model": {"layers": layers}}, XGLM, max_shard_size=32)
+    save_params(tmp_path, {"model": {"layers": layers}}, WEIGHTS, max_shard_size=32)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
     assert index["model.layers.2.fc1.bias"] == "model-00003-of-00012.safetensors"
     assert index["model.layers.11.fc1.bias"] == "model-00012-of-00012.safetensors"
@@ -123,7 +123,7 @@ def test_shards_follow_the_order_of_the_layers(tmp_path, config, shapes_of):
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_dtype_is_converted(tmp_path, draw, load, assert_same, layout, dtype):
-    save_params(tmp_path, draw(), XGLM, layout=layout, dtype=dtype)
+    save_params(tmp_path, draw(), WEIGHTS, layout=layout, dtype=dtype)
     expected = jax.tree.map(lambda leaf: leaf.astype(dtype), draw())
     assert_same(load(tmp_path, dtype=None).params, expected)
 
@@ -132,7 +132,7 @@ def test_tensors_of_several_dtypes_are_aligned(tmp_path, draw):
     params = draw()
     params["model"]["layer_norm"]["bias"] = np.arange(3, dtype=np.float16)
     params["model"]["layer_norm"]["scale"] = np.arange(3, dtype=np.float64)
-    save_params(tmp_path, params, XGLM)
+    save_params(tmp_path, params, WEIGHTS)
     data = (tmp_path / "model.safetensors").read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
@@ -155,20 +155,20 @@ def test_sizes_are_read(size, expected):
 @pytest.mark.parametrize("size", [0, -1, "", "5", "GB", "5 apples", "-5GB", "0GB", "1.5GB"])
 def test_sizes_that_are_none_are_refused(tmp_path, draw, size):
     with pytest.raises(ValueError, match='max_shard_size must be bytes or a size like "5GB", got'):
-        save_params(tmp_path / "out", draw(), XGLM, max_shard_size=size)
+        save_params(tmp_path / "out", draw(), WEIGHTS, max_shard_size=size)
     assert not (tmp_path / "out").exists()
 
 
 def test_dtype_that_the_format_lacks_is_refused(tmp_path):
     params = {"layer_norm": {"bias": np.zeros(3, np.complex64)}}
     with pytest.raises(ValueError, match="weights must have a dtype of .*, got complex64"):
-        save_params(tmp_path / "out", params, XGLM)
+        save_params(tmp_path / "out", params, WEIGHTS)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_progress_counts_the_bytes(tmp_path, draw):
     calls = []
-    save_params(tmp_path, draw(), XGLM, progress=lambda *call: calls.append(call))
+    save_params(tmp_path, draw(), WEIGHTS, progress=lambda *call: calls.append(call))
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(draw()))
     done = [call[0] for call in calls]
     assert done == sorted(done) and done[-1] == total and {call[1] for call in calls} == {total}
@@ -182,7 +182,7 @@ def test_earlier_weights_are_replaced_and_other_files_stay(
     save_params(
         tmp_path,
         jax.tree.map(np.zeros_like, draw()),
-        XGLM,
+        WEIGHTS,
         layout=old,
         max_shard_size=1500,
         files=FILES,
@@ -190,19 +190,19 @@ def test_earlier_weights_are_replaced_and_other_files_stay(
     )
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "model-card.md").write_text("mine")
-    names = save_params(tmp_path, draw(), XGLM, layout=new, files={"config.json": b"{1}"})
+    names = save_params(tmp_path, draw(), WEIGHTS, layout=new, files={"config.json": b"{1}"})
     assert set(content(tmp_path)) == {*names, "notes.txt", "model-card.md", "tokenizer.json"}
-    assert names == (WEIGHTS[new], "config.json")
+    assert names == (WEIGHT_FILES[new], "config.json")
     assert (tmp_path / "config.json").read_bytes() == b"{1}"
     assert_same(load(tmp_path).params, draw())
-    save_params(tmp_path, draw(), XGLM, layout=new, max_shard_size=3000)
-    assert not (tmp_path / WEIGHTS[new]).exists()
+    save_params(tmp_path, draw(), WEIGHTS, layout=new, max_shard_size=3000)
+    assert not (tmp_path / WEIGHT_FILES[new]).exists()
     assert_same(load(tmp_path).params, draw())
 
 
 def test_new_folder_is_as_open_as_any_other(tmp_path, draw):
     (tmp_path / "plain").mkdir()
-    save_params(tmp_path / "deep" / "out", draw(), XGLM)
+    save_params(tmp_path / "deep" / "out", draw(), WEIGHTS)
     assert (tmp_path / "deep" / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
@@ -211,7 +211,7 @@ KILLED_EVERYWHERE = """
 import json, os, signal, sys
 from pathlib import Path
 import numpy as np
-from xformer.pretrained.names import XGLM
+from xformer.pretrained.xglm import WEIGHTS
 from xformer.pretrained.saving import save_params
 
 place, layout, exists = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "exists"
@@ -223,7 +223,7 @@ def params(value):
                                      "scale": np.full(64, value, np.float32)}}}
 
 def save(folder, value, size):
-    save_params(folder, params(value), XGLM, layout=layout, max_shard_size=size,
+    save_params(folder, params(value), WEIGHTS, layout=layout, max_shard_size=size,
                 files={"config.json": json.dumps(value).encode()})
 
 def attempt(folder, at):
@@ -275,7 +275,7 @@ def value_of(folder):
         weights = open_weights(open_source(folder))
     except FileNotFoundError:
         return None
-    loaded = load_params(weights, shapes, XGLM)
+    loaded = load_params(weights, shapes, WEIGHTS)
     assert not loaded.missing
     values = {float(value) for leaf in jax.tree.leaves(loaded.params) for value in leaf}
     assert len(values) == 1, "a mixture of the old weights and the new"
@@ -292,7 +292,7 @@ def test_new_folder_is_whole_or_not_there_whenever_it_is_killed(killed, draw):
             assert len(list(folder.iterdir())) == 4  # two shards, the index, the config
     assert [path for folder in folders for path in folder.parent.glob(".out.saving-*")]
     for folder in folders:  # what was left is removed by the next save
-        save_params(folder, draw(), XGLM)
+        save_params(folder, draw(), WEIGHTS)
         assert [path.name for path in folder.parent.iterdir()] == ["out"]
 
 
@@ -333,29 +333,29 @@ BIG = {"embed_tokens": {"embedding": np.zeros((1024, 1024), np.float32)}}  # 4 M
 def test_full_disk_is_said_and_leaves_nothing(mounted, layout):
     place = mounted("size=2m")
     with pytest.raises(OSError, match="cannot save to .*/out: No space left.*; free space there"):
-        save_params(place / "out", BIG, XGLM, layout=layout)
+        save_params(place / "out", BIG, WEIGHTS, layout=layout)
     assert list(place.iterdir()) == []
 
 
 def test_full_disk_leaves_the_earlier_save(mounted, draw, load, assert_same):
     place = mounted("size=2m")
-    save_params(place / "out", draw(), XGLM, files=FILES)
+    save_params(place / "out", draw(), WEIGHTS, files=FILES)
     before = content(place / "out")
     with pytest.raises(OSError, match="No space left"):
-        save_params(place / "out", BIG, XGLM, files=FILES)
+        save_params(place / "out", BIG, WEIGHTS, files=FILES)
     assert content(place / "out") == before
 
 
 def test_read_only_target_is_said(mounted, draw):
     place = mounted("size=1m,ro")
     with pytest.raises(OSError, match="cannot save to .*/out: Read-only file system; .*can be"):
-        save_params(place / "out", draw(), XGLM)
+        save_params(place / "out", draw(), WEIGHTS)
 
 
 def test_target_that_is_a_file_is_refused(tmp_path, draw):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(OSError, match="cannot save to .*/out: Not a directory"):
-        save_params(tmp_path / "out", draw(), XGLM)
+        save_params(tmp_path / "out", draw(), WEIGHTS)
     assert content(tmp_path) == {"out": b"mine"}
 
 
@@ -365,7 +365,7 @@ def test_interrupted_save_leaves_nothing(tmp_path, draw):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        save_params(tmp_path / "out", draw(), XGLM, progress=interrupt)
+        save_params(tmp_path / "out", draw(), WEIGHTS, progress=interrupt)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -373,7 +373,7 @@ SLOW_SAVE = """
 import sys
 from pathlib import Path
 import numpy as np
-from xformer.pretrained.names import XGLM
+from xformer.pretrained.xglm import WEIGHTS
 from xformer.pretrained.saving import save_params
 
 def wait(done, total):
@@ -381,7 +381,7 @@ def wait(done, total):
     sys.stdin.readline()
 
 params = {"layer_norm": {"bias": np.zeros(3, np.float32)}}
-save_params(Path(sys.argv[1]), params, XGLM, progress=wait)
+save_params(Path(sys.argv[1]), params, WEIGHTS, progress=wait)
 """
 
 
@@ -390,8 +390,8 @@ def test_what_another_process_is_saving_is_left_alone(tmp_path, draw):
     other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "saving\n"
     (theirs,) = tmp_path.glob(".out.saving-*")
-    save_params(tmp_path / "out", draw(), XGLM)
+    save_params(tmp_path / "out", draw(), WEIGHTS)
     assert (theirs / "model.safetensors").exists()
     other.send_signal(signal.SIGKILL)
     other.communicate()
-    save_params(tmp_path / "out", draw(), XGLM)
+    save_params(tmp_path / "out", draw(), WEIGHTS)

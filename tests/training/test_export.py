@@ -86,10 +86,8 @@ def test_export_holds_the_run(exported, trained):
 def test_manifest_has_the_checksum_of_every_file(exported):
     manifest = json.loads((exported / MANIFEST).read_text())
     files = {p.name: p.read_bytes() for p in exported.iterdir() if p.name != MANIFEST}
-    assert manifest["files"] == {
-        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        for name, data in files.items()
-    }
+    sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    assert manifest == {"format": 1, "sha256": sums}
 
 
 def test_export_is_the_same_every_time(run_folder, exported, tmp_path):

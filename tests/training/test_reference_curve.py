@@ -9,7 +9,7 @@ from xformer import partitioning
 from xformer.objectives import NextToken
 from xformer.optim import AdamW, Cosine
 from xformer.partitioning import MeshConfig
-from xformer.pretrained.names import XGLM
+from xformer.pretrained.xglm import WEIGHTS
 from xformer.training.state import DROPOUT, blueprint, create_state, purpose_key
 from xformer.training.steps import compile_train_step
 
@@ -38,7 +38,7 @@ def torch_losses(config, params, optimizer):
     fields = {name: getattr(config, name) for name in config.__dataclass_fields__}
     model = transformers.XGLMForCausalLM(transformers.XGLMConfig(**fields))
     flat = traverse_util.flatten_dict(params)
-    places = {path: XGLM.weight(path) for path in flat}
+    places = {path: WEIGHTS.weight(path) for path in flat}
     tensors = {
         place.name: torch.tensor(place.layout.to_published(np.asarray(flat[path])))
         for path, place in places.items()

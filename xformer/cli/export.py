@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         )
     parse_size(args.max_shard_size)
     config = read_run(args)
-    from xformer.pretrained.names import XGLM
+    from xformer.pretrained.auto import FlaxAutoModel
     from xformer.training.folder import RunFolder
     from xformer.training.inference import load_trained
 
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         names = save_params(
             out,
             model.params,
-            XGLM,
+            FlaxAutoModel.class_for(described).weights,
             max_shard_size=args.max_shard_size,
             dtype=args.dtype,
             files=files,

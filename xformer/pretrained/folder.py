@@ -13,8 +13,8 @@ from xformer.hub import HubOptions, open_source
 from xformer.layers.execution import Execution
 from xformer.layers.heads import Head
 from xformer.models.build import ModelConfig, build
+from xformer.pretrained.auto import FlaxAutoModel
 from xformer.pretrained.loading import load_params
-from xformer.pretrained.names import XGLM
 from xformer.pretrained.reading import open_weights
 
 
@@ -49,11 +49,12 @@ def read_params(
         FileNotFoundError: if there are no weights.
         ValueError: if weights are missing, damaged or have another shape.
     """
-    module = build(config, head, execution or Execution())
+    module = build(config, head, execution)
     ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     shapes = meta.unbox(jax.eval_shape(module.init, jax.random.key(0), ids))["params"]
+    table = FlaxAutoModel.class_for(config).weights
     source = open_source(name_or_path, options)
-    loaded = load_params(open_weights(source), shapes, XGLM, shardings=shardings, dtype=dtype)
+    loaded = load_params(open_weights(source), shapes, table, shardings=shardings, dtype=dtype)
     if loaded.missing:
         missing = sorted("/".join(path) for path in loaded.missing)
         raise ValueError(f"{source.name} lacks the weights {missing}")

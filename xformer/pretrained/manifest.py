@@ -22,11 +22,8 @@ def describe(folder: Path) -> bytes:
     Returns:
         The manifest's content.
     """
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)}
-        for path in sorted(folder.iterdir())
-    }
-    return (json.dumps({"format": _FORMAT, "files": files}, indent=2) + "\n").encode()
+    sums = {path.name: _digest(path) for path in sorted(folder.iterdir())}
+    return (json.dumps({"format": _FORMAT, "sha256": sums}, indent=2) + "\n").encode()
 
 
 def read_manifest(source: Source) -> Mapping[str, object] | None:
@@ -36,7 +33,7 @@ def read_manifest(source: Source) -> Mapping[str, object] | None:
         source: The folder or repository.
 
     Returns:
-        What it says about every file, by name; None where there is no manifest.
+        The checksum of every file, by name; None where there is no manifest.
 
     Raises:
         ValueError: if it is damaged, or of a later format.
@@ -45,19 +42,19 @@ def read_manifest(source: Source) -> Mapping[str, object] | None:
     if path is None:
         return None
     content = read_object(path, _MAX_BYTES)
-    files = content.get("files")
-    if content.get("format") != _FORMAT or not isinstance(files, dict):
-        raise ValueError(f"{path} must have format {_FORMAT} and files; make a new export")
-    return files
+    sums = content.get("sha256")
+    if content.get("format") != _FORMAT or not isinstance(sums, dict):
+        raise ValueError(f"{path} must have format {_FORMAT} and checksums; make a new export")
+    return sums
 
 
-def verify(path: Path, name: str, files: Mapping[str, object] | None) -> Path:
+def verify(path: Path, name: str, sums: Mapping[str, object] | None) -> Path:
     """Compares a file with the manifest.
 
     Args:
         path: The file.
         name: Its name in the manifest.
-        files: What `read_manifest` gave; with None nothing is compared.
+        sums: What `read_manifest` gave; with None nothing is compared.
 
     Returns:
         The path.
@@ -65,11 +62,7 @@ def verify(path: Path, name: str, files: Mapping[str, object] | None) -> Path:
     Raises:
         ValueError: if the file is not the one that was exported.
     """
-    if files is None:
-        return path
-    entry = files.get(name)
-    wanted = entry if isinstance(entry, dict) else {}
-    if wanted.get("bytes") != path.stat().st_size or wanted.get("sha256") != _digest(path):
+    if sums is not None and sums.get(name) != _digest(path):
         raise ValueError(
             f"{path} is not the file that {MANIFEST} beside it describes: it was damaged or "
             "replaced. Copy or export it again; remove the manifest if you replaced it on purpose"

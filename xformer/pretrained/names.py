@@ -120,11 +120,3 @@ class WeightTable:
     def is_ignored(self, name: str) -> bool:
         """Whether a published name is known to be no parameter."""
         return any(re.fullmatch(pattern, name) for pattern in self.ignored)
-
-
-XGLM = WeightTable(
-    prefix="model",
-    # Sinusoids that old checkpoints stored, and the output projection of a tied model.
-    ignored=(r"(model\.)?embed_positions\.weights", r"lm_head\.weight"),
-)
-"""The table of XGLM."""
