@@ -10,7 +10,7 @@ import pytest
 from xformer import FlaxXGLMForCausalLM, XGLMConfig, XGLMTokenizer
 from xformer.tokenization.training import train_sentencepiece
 
-GUIDE = Path(__file__).resolve().parents[2] / "docs" / "migration.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 NAME = "facebook/xglm-564M"
 IMPORT = "from xformer import AutoTokenizer, FlaxXGLMModel, FlaxXGLMForCausalLM"
 TEXT = "Hello, my dog is cute"
@@ -91,12 +91,29 @@ def test_a_model_is_uploaded_and_read_back(published):
     assert published.repositories["org/mine"].access == "public"
 
 
+def run_guide(name):
+    """Runs the blocks of a guide one after the other."""
+    scope = {}
+    blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / name).read_text(), re.M | re.S)
+    for block in blocks:
+        exec(compile(block, name, "exec"), scope)
+    return scope, blocks
+
+
+def test_the_loading_guide_runs(published, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope, blocks = run_guide("loading.md")
+    assert len(blocks) == 3
+    assert list((tmp_path / "hub-cache").glob("models--*/snapshots/*/model.safetensors"))
+    kernel = scope["params"]["model"]["layers"]["0"]["fc1"]["kernel"]
+    assert len({str(shard.index) for shard in kernel.addressable_shards}) == 8
+    expected = FlaxXGLMForCausalLM.from_pretrained(folder).params
+    jax.tree.map(np.testing.assert_array_equal, scope["params"], expected)
+
+
 def test_the_migration_guide_runs(published, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.M | re.S)
-    scope = {}
-    for block in blocks:
-        exec(compile(block, GUIDE.name, "exec"), scope)
+    scope, blocks = run_guide("migration.md")
     assert TEXT in capsys.readouterr().out
     assert len(blocks) == 6
     norms = jax.tree.map(lambda leaf: float(abs(leaf).max()), scope["gradients"])
