@@ -57,7 +57,7 @@ class SentencePieceTokenizer(PreTrainedTokenizer):
     @property
     def vocab_size(self) -> int:
         """Number of ids of the model file, without those of added tokens."""
-        return self.sp_model.get_piece_size()
+        return self._pieces
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Joins pieces to a text, without white space at either end.
@@ -85,6 +85,7 @@ class SentencePieceTokenizer(PreTrainedTokenizer):
             self.sp_model.LoadFromSerializedProto(self._model_bytes)
         except RuntimeError as error:
             raise ValueError(f"{self.vocab_file} must be a SentencePiece model: {error}") from error
+        self._pieces = self.sp_model.get_piece_size()
 
     def _literal_ids(self, texts: Sequence[str]) -> Sequence[Sequence[int] | np.ndarray]:
         if self.sp_model_kwargs.get("enable_sampling"):

@@ -125,12 +125,15 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
         Raises:
             ValueError: an id is outside of the vocabulary.
         """
-        if not isinstance(ids, Integral):
-            hidden = set(self.all_special_ids) if skip_special_tokens else set()
-            return [self.convert_ids_to_tokens(int(i)) for i in ids if int(i) not in hidden]
-        index = int(ids)
-        if index in self._added:
-            return self._added[index].content
+        if isinstance(ids, Integral):
+            return self._token_of(int(ids))
+        hidden = set(self.all_special_ids) if skip_special_tokens else set()
+        return [self._token_of(index) for index in map(int, ids) if index not in hidden]
+
+    def _token_of(self, index: int) -> str:
+        added = self._added.get(index)
+        if added is not None:
+            return added.content
         if not 0 <= index < self.vocab_size:
             raise ValueError(f"token ids must be in 0..{len(self) - 1}, got {index}")
         return self._id_to_token(index)

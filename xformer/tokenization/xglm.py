@@ -125,21 +125,20 @@ class XGLMTokenizer(XGLMInput, SentencePieceTokenizer):
     @property
     def vocab_size(self) -> int:
         """Number of ids: pieces, offset and made-up words, without those of added tokens."""
-        return self.sp_model.get_piece_size() + OFFSET + len(MADEUP_WORDS)
+        return self._pieces + OFFSET + len(MADEUP_WORDS)
 
     def _token_to_id(self, token: str) -> int | None:
         if token in FIRST_TOKENS:
             return FIRST_TOKENS.index(token)
-        pieces = self.sp_model.get_piece_size()
         if token in MADEUP_WORDS:
-            return pieces + OFFSET + MADEUP_WORDS.index(token)
+            return self._pieces + OFFSET + MADEUP_WORDS.index(token)
         piece_id = self.sp_model.piece_to_id(token)
         return piece_id + OFFSET if piece_id else None
 
     def _id_to_token(self, index: int) -> str:
         if index < len(FIRST_TOKENS):
             return FIRST_TOKENS[index]
-        madeup = index - OFFSET - self.sp_model.get_piece_size()
+        madeup = index - OFFSET - self._pieces
         return MADEUP_WORDS[madeup] if madeup >= 0 else self.sp_model.id_to_piece(index - OFFSET)
 
     def _literal_ids(self, texts: Sequence[str]) -> Sequence[Sequence[int] | np.ndarray]:
