@@ -105,6 +105,7 @@ def test_families_do_not_import_one_another():
         ("flax.linen", {"layers", "models"}),
         ("orbax", {"training"}),
         ("grain", {"data"}),
+        ("pyarrow", {"data"}),
         ("pickle", set()),
         ("torch", set()),
         ("transformers", set()),

@@ -19,7 +19,8 @@ from xformer.data.packing import Batch
 from xformer.data.prepared_stream import PreparedStream
 from xformer.data.streams import Request, Stream
 from xformer.data.text_stream import TextStream
-from xformer.tokenization.xglm import XGLMTokenizer
+from xformer.data.tokenizer import load_tokenizer
+from xformer.tokenization.base import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,7 @@ def open_batches(
     return BatchIterator(stream)
 
 
-def read_tokenizer(config: PreparedData | TextData) -> XGLMTokenizer:
+def read_tokenizer(config: PreparedData | TextData) -> PreTrainedTokenizerBase:
     """Reads the tokenizer that a data stream's ids belong to.
 
     Args:
@@ -240,10 +241,10 @@ def read_tokenizer(config: PreparedData | TextData) -> XGLMTokenizer:
     """
     if isinstance(config, TextData):
         # A path is never taken for a name of the hub.
-        return XGLMTokenizer.from_pretrained(Path(config.tokenizer))
+        return load_tokenizer(config.tokenizer)
     folder = Path(config.path)
     wanted = read_manifest(folder).tokenizer.sha256
-    tokenizer = XGLMTokenizer.from_pretrained(folder / TOKENIZER_FOLDER)
+    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
     if tokenizer.fingerprint() != wanted:
         raise ValueError(
             f"{folder / TOKENIZER_FOLDER} must be the tokenizer that the corpus was prepared with "

@@ -24,7 +24,8 @@ from xformer.data.packing import token_dtype
 from xformer.data.processes import die_with
 from xformer.data.shards import ShardResult, Span, choose_shard_bytes, plan_shards, write_shard
 from xformer.data.sources import BadRows, expand_files
-from xformer.tokenization.xglm import XGLMTokenizer
+from xformer.data.tokenizer import load_tokenizer
+from xformer.tokenization.base import PreTrainedTokenizerBase
 
 Progress = Callable[[int, int], None]
 
@@ -114,7 +115,7 @@ def prepare(
             FileEntry(str(path), stamp[0], digest)
             for path, stamp, digest in zip(paths, stamps, hashes, strict=True)
         )
-        entry = _describe_tokenizer(XGLMTokenizer.from_pretrained(tokenizer))
+        entry = _describe_tokenizer(load_tokenizer(tokenizer))
         settings = _settings(options, sources)
         if final.exists() and (found := _existing(final, overwrite, settings, entry, sources)):
             return Prepared(found, created=False)
@@ -147,11 +148,11 @@ def _settings(options: PrepareOptions, sources: Sequence[FileEntry]) -> Settings
     )
 
 
-def _describe_tokenizer(tokenizer: XGLMTokenizer) -> TokenizerEntry:
+def _describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> TokenizerEntry:
     return TokenizerEntry(
         class_name=type(tokenizer).__name__,
         sha256=tokenizer.fingerprint(),
-        vocab_size=tokenizer.vocab_size,
+        vocab_size=len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
     )
 
@@ -217,8 +218,8 @@ def _collect(
 
 def _copy_tokenizer(source: str | os.PathLike[str], folder: Path, entry: TokenizerEntry) -> None:
     copied = folder / manifests.TOKENIZER_FOLDER
-    XGLMTokenizer.from_pretrained(source).save_pretrained(copied)
-    if XGLMTokenizer.from_pretrained(copied).fingerprint() != entry.sha256:
+    load_tokenizer(source).save_pretrained(copied)
+    if load_tokenizer(copied).fingerprint() != entry.sha256:
         raise ValueError(f"tokenizer {source} must not change while a corpus is prepared")
 
 
@@ -270,14 +271,14 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-_tokenizer: XGLMTokenizer | None = None  # Of this worker process.
+_tokenizer: PreTrainedTokenizerBase | None = None  # Of this worker process.
 
 
 def _start_worker(parent_id: int | None, tokenizer: str | os.PathLike[str]) -> None:
     global _tokenizer
     if parent_id is not None:
         die_with(parent_id)
-    _tokenizer = XGLMTokenizer.from_pretrained(tokenizer)
+    _tokenizer = load_tokenizer(tokenizer)
 
 
 def _work(settings: Settings, job: tuple[Path, tuple[Span, ...]]) -> ShardResult:
@@ -288,7 +289,7 @@ def _work(settings: Settings, job: tuple[Path, tuple[Span, ...]]) -> ShardResult
 @contextlib.contextmanager
 def _pool(workers: int, tokenizer: str | os.PathLike[str]) -> Iterator[Callable]:
     """Gives an ordered `map` over worker processes."""
-    XGLMTokenizer.from_pretrained(tokenizer)  # An error here is plainer than one in a worker.
+    load_tokenizer(tokenizer)  # An error here is plainer than one in a worker.
     if workers == 1:
         _start_worker(None, tokenizer)
         yield map

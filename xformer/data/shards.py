@@ -16,7 +16,7 @@ from xformer.data.formats.base import SourceOptions
 from xformer.data.manifest import FileEntry, Settings, hash_file
 from xformer.data.packing import Row, encode_record, pack, token_dtype
 from xformer.data.sources import BadRows, open_file, read_documents
-from xformer.tokenization.xglm import XGLMTokenizer
+from xformer.tokenization.base import PreTrainedTokenizerBase
 
 _BATCH_DOCUMENTS = 64
 _BATCH_CHARACTERS = 2**20
@@ -101,7 +101,7 @@ def plan_shards(
 
 
 def write_shard(
-    path: Path, spans: Sequence[Span], tokenizer: XGLMTokenizer, settings: Settings
+    path: Path, spans: Sequence[Span], tokenizer: PreTrainedTokenizerBase, settings: Settings
 ) -> ShardResult:
     """Tokenizes and packs the documents of a shard.
 
@@ -118,10 +118,10 @@ def write_shard(
         OSError: a source cannot be read, or the file cannot be written.
         ValueError: a source is damaged.
     """
-    result = ShardResult(unigram_counts=np.zeros(tokenizer.vocab_size, np.int64))
+    result = ShardResult(unigram_counts=np.zeros(len(tokenizer), np.int64))
     rows = 0
     writer = None
-    dtype = token_dtype(tokenizer.vocab_size)
+    dtype = token_dtype(len(tokenizer))
     try:
         for row in pack(_tokenize(spans, tokenizer, settings, result), settings.length):
             # The writer comes with the first row: an empty shard is no file.
@@ -173,7 +173,10 @@ def _count(row: Row, result: ShardResult) -> None:
 
 
 def _tokenize(
-    spans: Sequence[Span], tokenizer: XGLMTokenizer, settings: Settings, result: ShardResult
+    spans: Sequence[Span],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Settings,
+    result: ShardResult,
 ) -> Iterator[np.ndarray]:
     options = SourceOptions(settings.text_key, settings.text_split, settings.max_document_bytes)
     texts: list[str] = []

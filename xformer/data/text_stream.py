@@ -11,14 +11,19 @@ from xformer.data.documents import DocumentSource
 from xformer.data.formats.base import SourceOptions
 from xformer.data.packing import Batch, Packer, Row, expand_row
 from xformer.data.streams import Request, State, close, stack
-from xformer.tokenization.xglm import XGLMTokenizer
+from xformer.data.tokenizer import load_tokenizer
+from xformer.tokenization.base import PreTrainedTokenizerBase
 
 
 class TextStream:
     """Rows packed from documents on the fly."""
 
     def __init__(
-        self, source: DocumentSource, tokenizer: XGLMTokenizer, length: int, request: Request
+        self,
+        source: DocumentSource,
+        tokenizer: PreTrainedTokenizerBase,
+        length: int,
+        request: Request,
     ) -> None:
         """Begins a stream.
 
@@ -37,7 +42,7 @@ class TextStream:
     def open(
         cls,
         files: Sequence[str],
-        tokenizer: XGLMTokenizer,
+        tokenizer: PreTrainedTokenizerBase,
         *,
         length: int,
         options: SourceOptions,
@@ -155,20 +160,20 @@ class _PositionedRows:
 
 
 class _LazyTokenizer:
-    """A tokenizer that reaches worker processes as the path of its model."""
+    """A tokenizer that reaches worker processes as the path of its folder."""
 
-    def __init__(self, tokenizer: XGLMTokenizer) -> None:
-        self._tokenizer: XGLMTokenizer | None = tokenizer
-        self._folder = tokenizer.vocab_file.parent
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer: PreTrainedTokenizerBase | None = tokenizer
+        self._folder = tokenizer.name_or_path
         self._fingerprint = tokenizer.fingerprint()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_tokenizer": None}
 
-    def get(self) -> XGLMTokenizer:
+    def get(self) -> PreTrainedTokenizerBase:
         """Gives the tokenizer, reading it where this process has not yet."""
         if self._tokenizer is None:
-            self._tokenizer = XGLMTokenizer.from_pretrained(self._folder)
+            self._tokenizer = load_tokenizer(self._folder)
             if self._tokenizer.fingerprint() != self._fingerprint:
                 raise ValueError(f"{self._folder} must not change during training")
         return self._tokenizer

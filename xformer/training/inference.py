@@ -7,8 +7,9 @@ from typing import Any
 import jax
 
 from xformer import partitioning
+from xformer.data.tokenizer import load_tokenizer
 from xformer.partitioning import MeshConfig
-from xformer.tokenization.xglm import XGLMTokenizer
+from xformer.tokenization.base import PreTrainedTokenizerBase
 from xformer.training.checkpoints import CheckpointError, CheckpointStore
 from xformer.training.config import Run
 from xformer.training.folder import RunFolder
@@ -30,7 +31,7 @@ class TrainedModel:
     run: Run
     plan: Blueprint
     params: Any
-    tokenizer: XGLMTokenizer
+    tokenizer: PreTrainedTokenizerBase
     step: int
 
 
@@ -54,7 +55,7 @@ def load_trained(run: Run) -> TrainedModel:
         restored = store.restore_params(run, plan)
     if restored is None:
         raise CheckpointError(f"{folder.path} holds no checkpoint yet; train it first")
-    tokenizer = XGLMTokenizer.from_pretrained(folder.tokenizer)
+    tokenizer = load_tokenizer(folder.tokenizer)
     return TrainedModel(run, plan, restored.state, tokenizer, restored.step)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from xformer import partitioning
 from xformer.data.pipeline import open_batches, read_tokenizer
 from xformer.metrics import perplexity
-from xformer.tokenization.xglm import XGLMTokenizer
+from xformer.tokenization.base import PreTrainedTokenizerBase
 from xformer.training.checkpoints import (
     QUARANTINE,
     CheckpointError,
@@ -139,7 +139,7 @@ class _Trainer:
         store: CheckpointStore,
         log: RunLog,
         notice: StopNotice,
-        tokenizer: XGLMTokenizer,
+        tokenizer: PreTrainedTokenizerBase,
         batches: Any,
     ) -> None:
         self.run, self.plan, self.folder, self.store = run, plan, folder, store
@@ -354,7 +354,7 @@ def _open_training_batches(run: Run) -> Any:
     )
 
 
-def _source(run: Run, data: dict[str, Any], tokenizer: XGLMTokenizer) -> dict[str, Any]:
+def _source(run: Run, data: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """What a run's numbers come from beside its config; opens the validation data to check them."""
     validation = None
     if run.validation_data is not None:
@@ -363,7 +363,7 @@ def _source(run: Run, data: dict[str, Any], tokenizer: XGLMTokenizer) -> dict[st
     return {"data": data, "validation": validation, "tokenizer": tokenizer.fingerprint()}
 
 
-def _check_tokenizers(run: Run, tokenizer: XGLMTokenizer) -> None:
+def _check_tokenizers(run: Run, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuses ids that the model has no row for, or that mean something else in validation."""
     if run.validation_data is not None:
         other = read_tokenizer(run.validation_data)

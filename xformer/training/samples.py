@@ -9,7 +9,7 @@ from xformer.generation.decode import compiled_generate, left_pad
 from xformer.generation.sampling import Sampling
 from xformer.layers.stack import restack
 from xformer.models.build import build
-from xformer.tokenization.xglm import XGLMTokenizer
+from xformer.tokenization.base import PreTrainedTokenizerBase
 from xformer.training.config import Run
 from xformer.training.state import SAMPLE, purpose_key
 
@@ -17,7 +17,7 @@ from xformer.training.state import SAMPLE, purpose_key
 def continue_prompts(
     run: Run,
     params: Any,
-    tokenizer: XGLMTokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: tuple[str, ...],
     *,
     max_new_tokens: int,
@@ -54,7 +54,7 @@ def continue_prompts(
     ]
 
 
-def _continuation(tokenizer: XGLMTokenizer, prompt: list[int], new: list[int]) -> str:
+def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int]) -> str:
     """The text of new tokens as it follows the prompt; alone they would lose a leading space."""
     before, whole = (
         tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, prompt + new)

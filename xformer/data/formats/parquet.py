@@ -31,7 +31,10 @@ class ParquetFile(RawFile):
         with (
             named_damage(pyarrow, self.path, "Parquet file"),
             pyarrow.parquet.ParquetFile(
-                self.path, buffer_size=_READ_BYTES, page_checksum_verification=True
+                self.path,
+                buffer_size=_READ_BYTES,
+                pre_buffer=False,  # which would read a row group's column at once
+                page_checksum_verification=True,
             ) as file,
         ):
             name = self.options.text_key

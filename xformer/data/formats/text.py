@@ -56,7 +56,6 @@ class TextFile(SeekableFile):
 
         Returns:
             Its bytes.
-
         """
         return super().fetch(place).rstrip(b"\r\n")
 
