@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
-from xformer.tokenization.conversion import MAX_BPE_PIECE, Layout, convert_model, rust_errors
+from xformer.tokenization.conversion import MAX_PIECE_LENGTH, Layout, convert_model, rust_errors
 
 FIXTURES = Path(__file__).parent / "fixtures"
 MADEUP = tuple(f"<madeupword{i}>" for i in range(7))
@@ -119,7 +119,12 @@ def _set_type(model_type):
 
 
 def _lengthen(proto):
-    proto.pieces[100].piece = "a" * (MAX_BPE_PIECE + 1)
+    proto.pieces[100].piece = "a" * (MAX_PIECE_LENGTH + 1)
+
+
+def _repeat(proto):
+    for _ in range(6 * 2**20 // 500):
+        proto.pieces.add(piece="a" * 500)
 
 
 def _spoil_table(proto):
@@ -131,7 +136,8 @@ def _spoil_table(proto):
     [
         ("xglm", _set_type(3), "model_type unigram or bpe, got WORD; use_fast=False"),
         ("xglm", _set_type(4), "model_type unigram or bpe, got CHAR"),
-        ("xglm_bpe", _lengthen, "must have at most 256 characters, got 257: 'aaaa"),
+        ("xglm", _repeat, "pieces of the vocabulary must have at most 6291456 bytes altogether"),
+        ("xglm_bpe", _lengthen, "must have at most 512 characters, got 513: 'aaaa"),
         ("xglm", _spoil_table, "must be a SentencePiece model"),
     ],
 )

@@ -61,6 +61,16 @@ def test_added_tokens_in_documents_get_their_ids_unless_special():
         assert 2009 in document.tolist() and 2008 not in document.tolist()
 
 
+def test_merges_to_special_tokens_are_none_in_documents():
+    vocabulary = {"[UNK]": 0, "a": 1, "b": 2, "ab": 3, "c": 4, "abc": 5}
+    merges = [("a", "b"), ("ab", "c")]
+    backend = Tokenizer(models.BPE(vocabulary, merges, unk_token="[UNK]"))
+    tokenizer = XGLMTokenizerFast(tokenizer_object=backend)
+    assert tokenizer.encode_documents(["abc"])[0][1:-1].tolist() == [5]
+    tokenizer.add_special_tokens({"mask_token": "ab"})
+    assert tokenizer.encode_documents(["abc"])[0][1:-1].tolist() == [1, 2, 4]
+
+
 def test_calls_leave_no_trace_in_what_follows(tokenizer, tmp_path):
     plain = tokenizer("Hello world")
     files = {}
@@ -71,6 +81,11 @@ def test_calls_leave_no_trace_in_what_follows(tokenizer, tmp_path):
         tokenizer("Hello </s>", split_special_tokens=True)
     assert files["before"] == files["after"]
     assert tokenizer("Hello world") == plain
+    tokenizer("Hello", padding="max_length", truncation=True, max_length=20)
+    assert tokenizer.encode_documents(["Hello world"])[0].tolist() == [*plain["input_ids"], 2]
+    tokenizer.add_tokens(["<new>"])
+    tokenizer("Hello", truncation=True, max_length=2)
+    assert tokenizer.encode_documents(["Hello world"])[0].tolist() == [*plain["input_ids"], 2]
     assert tokenizer("Hello </s>")["input_ids"][-1] == 2
 
 
@@ -231,7 +246,11 @@ def _no_text(fields):
 
 
 def _long(fields):
-    fields["model"]["vocab"][5][0] = "a" * (6 * 2**20)
+    fields["model"]["vocab"][5][0] = "a" * 513
+
+
+def _many(fields):
+    fields["model"]["vocab"] += [["a" * 500, 0.0]] * (6 * 2**20 // 500)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +260,8 @@ def _long(fields):
         (_gap, "must number its 2 pieces without large gaps, got the id 9"),
         (_same_id, "must give every piece an id of its own"),
         (_no_text, r"must list \[piece, score\] pairs"),
-        (_long, "must have at most 6291456 bytes altogether"),
+        (_long, "must have at most 512 characters, got 513"),
+        (_many, "must have at most 6291456 bytes altogether"),
         (lambda fields: fields.pop("model"), "vocab must be a list or an object"),
         (lambda fields: fields.update(model={"vocab": 3}), "vocab must be a list or an object"),
         (lambda fields: fields["model"].update(unk_id=10**6), "must be a file of the tokenizers"),

@@ -29,8 +29,9 @@ from tokenizers import (
 SPACE = "\u2581"
 # The Rust library takes about 300 bytes for a byte of pieces; the published 256,000 have 3 MB.
 MAX_PIECES_BYTES = 6 * 2**20
-# Merges are sought in time quadratic in a piece's length; trained pieces have 16 characters or so.
-MAX_BPE_PIECE = 256
+# Long ones overflow the library's stack, and merges are sought in time quadratic in the length;
+# trained pieces have 16 characters or so.
+MAX_PIECE_LENGTH = 512
 _UNIGRAM, _BPE = 1, 2
 _CONTROL, _USER_DEFINED = 3, 4
 _messages: Any = sentencepiece_model_pb2
@@ -91,8 +92,14 @@ def check_pieces(pieces: Sequence[str], origin: str) -> None:
         origin: where they come from, for messages.
 
     Raises:
-        ValueError: they are too long altogether.
+        ValueError: one is too long, or all together are.
     """
+    longest = max(pieces, key=len, default="")
+    if len(longest) > MAX_PIECE_LENGTH:
+        raise ValueError(
+            f"{origin}: a piece of the vocabulary must have at most {MAX_PIECE_LENGTH} characters, "
+            f"got {len(longest)}: {longest[:20]!r}..."
+        )
     total = sum(len(piece.encode("utf-8", "surrogatepass")) for piece in pieces)
     if total > MAX_PIECES_BYTES:
         raise ValueError(
@@ -116,7 +123,6 @@ def convert_model(content: bytes, layout: Layout) -> Tokenizer:
     """
     proto = _read_model(content)
     pieces = _pieces(proto, layout)
-    check_pieces([piece for piece, _ in pieces], "the SentencePiece model")
     added = [
         AddedToken(piece.piece, normalized=False, special=piece.type == _CONTROL)
         for piece in proto.pieces
@@ -137,15 +143,19 @@ def convert_model(content: bytes, layout: Layout) -> Tokenizer:
 
 
 def _read_model(content: bytes) -> Any:
-    """Parses the message; SentencePiece itself says first whether it is whole."""
+    """Parses the message; SentencePiece itself says whether it is a whole model."""
     try:
-        sentencepiece.SentencePieceProcessor().LoadFromSerializedProto(content)
         proto = _messages.ModelProto.FromString(content)
-    except (RuntimeError, DecodeError) as error:
+    except (DecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"the file must be a SentencePiece model: {error}") from error
     for index, piece in enumerate(proto.pieces):
         if not isinstance(piece.piece, str):  # bytes, where they are no text
             raise ValueError(f"the SentencePiece model's piece {index} must be UTF-8 text")
+    check_pieces([piece.piece for piece in proto.pieces], "the SentencePiece model")
+    try:
+        sentencepiece.SentencePieceProcessor().LoadFromSerializedProto(content)
+    except RuntimeError as error:
+        raise ValueError(f"the file must be a SentencePiece model: {error}") from error
     if proto.trainer_spec.byte_fallback:
         warnings.warn(
             "this SentencePiece model writes unknown characters as bytes (byte_fallback); the fast "
@@ -189,11 +199,6 @@ def _merges(pieces: list[tuple[str, float]], own: set[str]) -> list[tuple[str, s
     # longer left part, the longer right part, the earlier piece.
     found = []
     for piece, score in dict(pieces).items():
-        if len(piece) > MAX_BPE_PIECE:
-            raise ValueError(
-                f"a piece of a bpe model must have at most {MAX_BPE_PIECE} characters, "
-                f"got {len(piece)}: {piece[:20]!r}..."
-            )
         splits = ((piece[:middle], piece[middle:]) for middle in range(1, len(piece)))
         found += [(score, *parts) for parts in splits if own.issuperset(parts)]
     found.sort(key=lambda merge: (merge[0], len(merge[1]), len(merge[2])), reverse=True)
