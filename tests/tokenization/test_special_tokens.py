@@ -79,6 +79,13 @@ def test_special_tokens_are_added_with_their_roles(tokenizer):
     assert tokenizer.decode([SIZE, SIZE + 4], skip_special_tokens=True) == ""
 
 
+def test_plain_tokens_that_have_a_role_are_special(tokenizer):
+    tokenizer.mask_token = "<mask>"
+    tokenizer.add_tokens(["<mask>", "<x>"])
+    flags = [(one.special, one.normalized) for one in tokenizer.added_tokens_decoder.values()]
+    assert flags[-2:] == [(True, False), (False, True)]
+
+
 def test_given_tokens_are_not_changed(tokenizer):
     token = AddedToken("<x>")
     tokenizer.add_tokens([token], special_tokens=True)
