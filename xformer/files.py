@@ -6,6 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+MAX_JSON_VALUES = 2_000_000  # a tokenizer of 256,000 pieces has 800,000
+
 
 def read_limited(path: Path, limit: int) -> bytes:
     """Reads a file that must not be larger than expected.
@@ -42,13 +44,31 @@ def read_object(path: Path, limit: int) -> dict[str, Any]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is no JSON object, or too large.
     """
-    content = read_limited(path, limit)
+    return parse_object(read_limited(path, limit), str(path))
+
+
+def parse_object(content: bytes, origin: str) -> dict[str, Any]:
+    """Parses a JSON object.
+
+    Args:
+        content: The bytes.
+        origin: Where they come from, for messages.
+
+    Returns:
+        The object.
+
+    Raises:
+        ValueError: if it is no JSON object, or has too many values.
+    """
+    # A value of two bytes takes up to a hundred in memory.
+    if sum(map(content.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
+        raise ValueError(f"{origin} must hold at most {MAX_JSON_VALUES} values")
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise ValueError(f"{origin} is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
+        raise ValueError(f"{origin} must hold a JSON object, got {type(value).__name__}")
     return value
 
 

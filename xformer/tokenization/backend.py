@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from xformer.files import parse_object
 from xformer.tokenization.conversion import check_pieces, rust_errors
+from xformer.tokenization.folders import MAX_BACKEND_BYTES
 from xformer.tokenization.tokens import parse_token
-
-MAX_BACKEND_BYTES = 64 * 2**20
 
 
 def read_backend(content: bytes, origin: str) -> Tokenizer:
@@ -25,7 +25,9 @@ def read_backend(content: bytes, origin: str) -> Tokenizer:
     Raises:
         ValueError: the bytes are no such file, or one whose vocabulary contradicts itself.
     """
-    fields = _parse(content, origin)
+    if len(content) > MAX_BACKEND_BYTES:
+        raise ValueError(f"{origin} must not be larger than {MAX_BACKEND_BYTES} bytes")
+    fields = parse_object(content, origin)
     _check_vocabulary(fields.get("model"), origin)
     _check_added(fields.get("added_tokens") or [], origin)
     with rust_errors(f"{origin} must be a file of the tokenizers library"):
@@ -91,18 +93,6 @@ def literal_copy(backend: Tokenizer) -> Tokenizer:
     copy.no_padding()
     copy.encode_special_tokens = True
     return copy
-
-
-def _parse(content: bytes, origin: str) -> dict[str, Any]:
-    if len(content) > MAX_BACKEND_BYTES:
-        raise ValueError(f"{origin} must not be larger than {MAX_BACKEND_BYTES} bytes")
-    try:
-        fields = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{origin} must be a JSON object: {error}") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{origin} must be a JSON object, got a {type(fields).__name__}")
-    return fields
 
 
 def _check_added(added: Any, origin: str) -> None:

@@ -17,7 +17,6 @@ from tokenizers.decoders import Decoder
 
 from xformer.files import read_limited
 from xformer.tokenization.backend import (
-    MAX_BACKEND_BYTES,
     describe_backend,
     literal_copy,
     read_backend,
@@ -27,10 +26,11 @@ from xformer.tokenization.base import PreTrainedTokenizerBase
 from xformer.tokenization.conversion import rust_errors
 from xformer.tokenization.folders import (
     ADDED_TOKENS_FILE,
-    MAX_MODEL_BYTES,
+    MAX_BACKEND_BYTES,
     TOKENIZER_FILE,
     TokenizerFolder,
     json_bytes,
+    read_pieces,
 )
 from xformer.tokenization.options import TokenizerOptions
 from xformer.tokenization.retraining import rename_token, retrain
@@ -77,7 +77,7 @@ class PreTrainedTokenizerFast(BackendCalls, PreTrainedTokenizerBase):
         """
         self.vocab_file = None if vocab_file is None else str(vocab_file)
         self._model = (
-            None if vocab_file is None else read_limited(Path(vocab_file), MAX_MODEL_BYTES)
+            None if vocab_file is None else read_pieces(Path(vocab_file))
         )
         if tokenizer_object is not None:
             self._tokenizer = copy.deepcopy(tokenizer_object)

@@ -15,12 +15,14 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from xformer.files import read_object, umask, write_synced
+from xformer.files import read_limited, read_object, umask, write_synced
 from xformer.hub import Source
 from xformer.tokenization.special_tokens import ADDITIONAL, ROLES
 from xformer.tokenization.tokens import check_list, parse_token, parse_tokens, unique_tokens
 
-MAX_MODEL_BYTES = 64 * 2**20
+MAX_MODEL_BYTES = 8 * 2**20  # the published 256,000 pieces take 5 MB
+MAX_BACKEND_BYTES = 32 * 2**20  # and 17 MB in a tokenizer.json
+MAX_EMPTY_PIECES = 2**16
 MAX_CONFIG_BYTES = 8 * 2**20
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
@@ -82,6 +84,25 @@ def read_tokenizer_folder(
         if options.get(role) is not None:
             options[role] = by_content.get(str(options[role]), options[role])
     return TokenizerFolder(source, options | {"added_tokens_decoder": added})
+
+
+def read_pieces(path: Path) -> bytes:
+    """Reads a SentencePiece model, unparsed.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is too large, or full of empty pieces: two bytes that take eighty in memory.
+    """
+    content = read_limited(path, MAX_MODEL_BYTES)
+    if content.count(b"\n\0") > MAX_EMPTY_PIECES:
+        raise ValueError(f"{path} must be a SentencePiece model without empty pieces")
+    return content
 
 
 def json_bytes(value: Mapping[Any, Any]) -> bytes:
@@ -192,7 +213,7 @@ def _older_tables(source: Source, options: Mapping[str, Any]) -> dict[int, Added
     added = unique_tokens(where, ((index, flagged(content)) for content, index in tokens.items()))
     where = f"{source.name}/{TOKENIZER_FILE}: added_tokens"
     listed = check_list(
-        _read(source, TOKENIZER_FILE, MAX_MODEL_BYTES).get("added_tokens", []), where
+        _read(source, TOKENIZER_FILE, MAX_BACKEND_BYTES).get("added_tokens", []), where
     )
     if not all(isinstance(one, dict) for one in listed):
         raise ValueError(f"{where} must be objects, got {listed!r:.80}")

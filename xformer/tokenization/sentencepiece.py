@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import sentencepiece
 
-from xformer.files import read_limited
-from xformer.tokenization.folders import MAX_MODEL_BYTES
+from xformer.tokenization.folders import read_pieces
 from xformer.tokenization.slow import PreTrainedTokenizer
 
 SPACE = "\u2581"
@@ -50,7 +49,7 @@ class SentencePieceTokenizer(PreTrainedTokenizer):
         """
         self.vocab_file = os.fspath(vocab_file)
         self.sp_model_kwargs = _checked_sampling(sp_model_kwargs or {})
-        self._model_bytes = read_limited(Path(vocab_file), MAX_MODEL_BYTES)
+        self._model_bytes = read_pieces(Path(vocab_file))
         self._load()
         super().__init__(**options)
 
