@@ -2,9 +2,10 @@
 
 import contextlib
 import errno
-import fcntl
 import os
+import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ def staged(folder: Path, replace: Callable[[Path, Path], None]) -> Iterator[Path
     """Writes a folder's files elsewhere first, and moves them only when all are on the disk.
 
     A folder that did not exist appears in one step, whenever the process ends. What a process that
-    was killed has left beside it is removed by the next one.
+    was killed has left beside it is removed by the next one on the same host.
 
     Args:
         folder: Where the files belong.
@@ -34,14 +35,8 @@ def staged(folder: Path, replace: Callable[[Path, Path], None]) -> Iterator[Path
         exists = os.path.lexists(folder)
         if exists and not folder.is_dir():
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        place, prefix = (
-            (folder, ".saving-") if exists else (folder.parent, f".{folder.name}.saving-")
-        )
-        _remove_abandoned(place, prefix)
-        stage = Path(tempfile.mkdtemp(dir=place, prefix=prefix))
-        lock = os.open(stage, os.O_RDONLY)
+        stage = _make_stage(folder, exists)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
             yield stage
             for path in stage.iterdir():
                 _sync(path)
@@ -54,7 +49,6 @@ def staged(folder: Path, replace: Callable[[Path, Path], None]) -> Iterator[Path
                 stage.rename(folder)
                 _sync(folder.parent)
         finally:
-            os.close(lock)
             shutil.rmtree(stage, ignore_errors=True)
     except OSError as error:
         reason = error.strerror or str(error)
@@ -65,6 +59,27 @@ def staged(folder: Path, replace: Callable[[Path, Path], None]) -> Iterator[Path
         ) from error
 
 
+def _make_stage(folder: Path, exists: bool) -> Path:
+    """A folder on the same file system with this process's name; dead ones' are removed."""
+    place, prefix = (folder, ".saving-") if exists else (folder.parent, f".{folder.name}.saving-")
+    prefix += f"{socket.gethostname()}-"
+    for path in place.iterdir():
+        match = re.fullmatch(re.escape(prefix) + r"(\d+)-\w+", path.name)
+        if match and not _is_alive(int(match[1])):
+            shutil.rmtree(path, ignore_errors=True)
+    return Path(tempfile.mkdtemp(dir=place, prefix=f"{prefix}{os.getpid()}-"))
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
+
+
 def _sync(path: Path) -> None:
     """Waits until a file or a folder's list of files is on the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -72,18 +87,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _remove_abandoned(place: Path, prefix: str) -> None:
-    """Removes what no living process is writing."""
-    for path in place.iterdir():
-        if not path.name.startswith(prefix) or not path.is_dir():
-            continue
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True)
-        except BlockingIOError:
-            pass  # another process is saving to the same place
-        finally:
-            os.close(handle)
