@@ -21,18 +21,12 @@ from xformer.outputs import FlaxGreedySearchOutput, FlaxSampleOutput
 from xformer.partitioning import MeshConfig, Rules
 from xformer.pretrained.folder import read_params
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 NEW = 6
 PROMPTS = [[45, 12, 78, 60, 59], [43, 107], [9, 10, 101, 113]]
 KEY = jax.random.key(0)
 DRAW = Sampling(1.0, top_k=20, top_p=0.95)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Leaves out the compiler's expensive passes: these programs are small and run once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -79,10 +79,6 @@ def model():
     return make
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation(request):
-    """Leaves out the compiler's expensive passes: these programs are small and run once."""
-    is_recorded = request.node.get_closest_marker("parity") is not None
-    jax.config.update("jax_disable_most_optimizations", not is_recorded)
+@pytest.fixture(scope="module", autouse=True)
+def _compile_quickly(quick_compilation):
     yield
-    jax.config.update("jax_disable_most_optimizations", False)

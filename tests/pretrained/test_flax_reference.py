@@ -9,6 +9,7 @@ from flax import traverse_util
 import xformer
 
 pytestmark = [
+    pytest.mark.usefixtures("quick_compilation"),
     pytest.mark.reference,
     # their classes say on construction that they are deprecated
     pytest.mark.filterwarnings("ignore::FutureWarning"),

@@ -16,6 +16,8 @@ import xformer
 from xformer import FlaxXGLMForCausalLM, FlaxXGLMModel, XGLMConfig
 from xformer.partitioning import MeshConfig, make_mesh
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CONFIG = XGLMConfig(
     vocab_size=19,
     max_position_embeddings=16,

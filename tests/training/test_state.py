@@ -27,6 +27,8 @@ from xformer.training.state import (
     purpose_key,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RUN = Run(
     model=XGLMConfig(
         vocab_size=32,
@@ -44,14 +46,6 @@ RUN = Run(
     batch_size=8,
     folder="unused",
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Leaves out the compiler's expensive passes: these programs are small and run once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def plan(mesh=(1, 1, 1), **fields):

@@ -30,6 +30,8 @@ from xformer.training.steps import (
     train_step,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROWS, LENGTH, VOCABULARY = 8, 8, 32
 MODEL = XGLMConfig(
     vocab_size=VOCABULARY,
@@ -64,14 +66,6 @@ KEY = purpose_key(0, DROPOUT)
 
 close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
 equal = np.testing.assert_array_equal
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Leaves out the compiler's expensive passes: these programs are small and run once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def make_batch(lengths=(8, 3, 5, 0, 2, 7, 1, 4), offset=0):
