@@ -9,8 +9,9 @@ from flax import serialization, traverse_util
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xformer.pretrained import msgpack as ours
-from xformer.pretrained.msgpack import Entry, MsgpackFile, write_tree
+from xformer.pretrained import msgpack_reading, msgpack_writing
+from xformer.pretrained.msgpack_reading import MsgpackFile
+from xformer.pretrained.msgpack_writing import Entry, write_tree
 
 RNG = np.random.default_rng(0)
 TREE = {
@@ -74,7 +75,7 @@ def test_what_flax_writes_is_read(tmp_path):
 def small_chunks(monkeypatch):
     """Arrays above 1000 bytes are cut, as those above 2**30 are."""
     monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", 1000)
-    monkeypatch.setattr(ours, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(msgpack_writing, "CHUNK_BYTES", 1000)
 
 
 def test_chunked_arrays_are_written_and_read_as_flax_does(tmp_path, small_chunks):
@@ -192,7 +193,7 @@ def test_bytes_that_are_no_tree_are_refused(tmp_path, content, message):
 
 
 def test_number_of_objects_is_limited(tmp_path, monkeypatch):
-    monkeypatch.setattr(ours, "MAX_NODES", 50)
+    monkeypatch.setattr(msgpack_reading, "MAX_NODES", 50)
     path = written({"layers": TREE["layers"]}, tmp_path / "tree")
     with pytest.raises(ValueError, match="more than 50 objects"):
         MsgpackFile(path)

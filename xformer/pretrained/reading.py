@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from xformer.files import read_object
 from xformer.hub import Source
 from xformer.pretrained.manifest import read_manifest, verify
-from xformer.pretrained.msgpack import MsgpackFile
+from xformer.pretrained.msgpack_reading import MsgpackFile
 from xformer.pretrained.names import Index, Shape
 
 SAFETENSORS = "model.safetensors"

@@ -18,8 +18,8 @@ from flax import traverse_util
 from jax.typing import DTypeLike
 
 from xformer.layers.stack import STACKED
-from xformer.pretrained import msgpack
 from xformer.pretrained.manifest import MANIFEST, describe
+from xformer.pretrained.msgpack_writing import Entry, write_tree
 from xformer.pretrained.names import SAME, Layout, Shape, Weight, WeightTable
 from xformer.pretrained.reading import MSGPACK, SAFETENSORS, dtype_code
 from xformer.pretrained.staging import staged
@@ -232,10 +232,10 @@ def _write_safetensors(file: BinaryIO, tensors: Iterable[_Tensor]) -> None:
 
 def _write_msgpack(file: BinaryIO, tensors: Iterable[_Tensor]) -> None:
     entries = (
-        msgpack.Entry(tuple(tensor.name.split("/")), tensor.shape, tensor.dtype, tensor.pieces)
+        Entry(tuple(tensor.name.split("/")), tensor.shape, tensor.dtype, tensor.pieces)
         for tensor in tensors
     )
-    msgpack.write_tree(file, entries)
+    write_tree(file, entries)
 
 
 def _cut(value: Any, axis: int, start: int, size: int) -> Any:
