@@ -281,7 +281,7 @@ def test_damaged_tokenizer_file_is_refused(saved, change, message):
 @pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000, '{"a": 1}', "\xff"])
 def test_file_of_something_else_is_refused(saved, content):
     (saved / "tokenizer.json").write_text(content, "latin-1")
-    with pytest.raises(ValueError, match=r"tokenizer\.json.* must be"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json(:| must| is not JSON)"):
         XGLMTokenizerFast.from_pretrained(saved)
 
 
