@@ -249,6 +249,21 @@ def test_files_that_never_end_are_refused(refused):
     assert_messages(messages, dict.fromkeys(messages, "must not be larger than"))
 
 
+def test_small_files_that_would_fill_the_memory_are_refused(refused):
+    megabytes = 2**20
+    messages = refused(
+        "fast",
+        lists=writing("tokenizer.json", "[" + "[]," * (8 * megabytes) + "[]]"),
+        numbers=writing("tokenizer.json", "[" + "999," * (7 * megabytes) + "9]"),
+        options=writing("tokenizer_config.json", "[" + "9," * (3 * megabytes) + "9]"),
+        pieces=writing("sentencepiece.bpe.model", b"\n\0" * (3 * megabytes)),
+        nested=writing("sentencepiece.bpe.model", b"\n\2\n\0" * megabytes),
+    )
+    expected = dict.fromkeys(("lists", "numbers", "options"), "must hold at most 1250000 values")
+    expected |= dict.fromkeys(("pieces", "nested"), "SentencePiece model without empty pieces")
+    assert_messages(messages, expected)
+
+
 def test_indices_that_lead_elsewhere_or_lie_are_refused(refused):
     plain = "shard names must be plain file names, got"
     messages = refused(
