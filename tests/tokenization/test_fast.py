@@ -77,8 +77,8 @@ def test_calls_leave_no_trace_in_what_follows(tokenizer, tmp_path):
     for name in ("before", "after"):
         tokenizer.save_pretrained(tmp_path / name)
         files[name] = (tmp_path / name / "tokenizer.json").read_bytes()
-        tokenizer("Hello", padding="max_length", truncation=True, max_length=4)
         tokenizer("Hello </s>", split_special_tokens=True)
+        tokenizer("Hello", padding="max_length", truncation=True, max_length=4)
     assert files["before"] == files["after"]
     assert tokenizer("Hello world") == plain
     tokenizer("Hello", padding="max_length", truncation=True, max_length=20)
@@ -185,6 +185,17 @@ def test_fingerprint_tells_tokenizers_apart(tokenizer):
     assert len({fingerprint, *(one.fingerprint() for one in others)}) == 5
     tokenizer("Hello", padding="max_length", truncation=True, max_length=4)
     assert tokenizer.fingerprint() == fingerprint == XGLMTokenizerFast(MODEL).fingerprint()
+
+
+def test_texts_that_the_model_cannot_take_whole_are_told_of_once(caplog):
+    tokenizer = XGLMTokenizerFast(MODEL, model_max_length=4)
+    for _ in range(2):
+        tokenizer(["Hi", "Hello world, how are you?"], truncation=True)
+        tokenizer(["Hi", "Hello world, how are you?"], max_length=20, truncation=True)
+        assert caplog.messages == []
+    for _ in range(2):
+        tokenizer(["Hi", "Hello world, how are you?"])
+    assert ["model_max_length" in message for message in caplog.messages] == [True]
 
 
 def test_empty_batch_is_empty(tokenizer):

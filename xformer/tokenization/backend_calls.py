@@ -1,20 +1,28 @@
-"""Encoding with the `tokenizers` library: the settings of a call in, its encodings out."""
+"""Encoding and decoding with the `tokenizers` library."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from tokenizers import Encoding, Tokenizer
 
+from xformer.tokenization.backend import literal_copy
 from xformer.tokenization.calls import EncodingCalls, Text
 from xformer.tokenization.conversion import rust_errors
 from xformer.tokenization.encoding import BatchEncoding
-from xformer.tokenization.settings import EncodingSettings, PaddingStrategy, TruncationStrategy
+from xformer.tokenization.settings import (
+    EncodingOptions,
+    EncodingSettings,
+    PaddingStrategy,
+    TruncationStrategy,
+)
 
 
 class BackendCalls(EncodingCalls):
-    """The part of a fast tokenizer that encodes: the backend truncates and pads too."""
+    """The part of a fast tokenizer that encodes and decodes; the backend truncates and pads too."""
 
     _tokenizer: Tokenizer
+    _literal: Tokenizer | None
 
     def _encode_one(
         self, text: Text, pair: Text | None, settings: EncodingSettings
@@ -107,3 +115,60 @@ class BackendCalls(EncodingCalls):
             "pad_type_id": self.pad_token_type_id,
             "direction": settings.padding_side,
         }
+
+    def tokenize(
+        self,
+        text: str,
+        pair: str | None = None,
+        add_special_tokens: bool = False,
+        split_special_tokens: bool | None = None,
+    ) -> list[str]:
+        """Splits a text into tokens.
+
+        Args:
+            text: any text; added tokens in it are tokens of their own.
+            pair: a second text.
+            add_special_tokens: whether the family's leading, separating, closing tokens are added.
+            split_special_tokens: whether special tokens spelled in it are read as text; the
+                tokenizer's own setting by default.
+
+        Returns:
+            The tokens.
+        """
+        settings = self._settings(
+            EncodingOptions(
+                add_special_tokens=add_special_tokens, split_special_tokens=split_special_tokens
+            )
+        )
+        return self._encode_one(text, pair, settings).tokens()
+
+    def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Encodes documents for training, each with its begin and end.
+
+        Special tokens are taken literally: a text that spells one does not get its id, so what a
+        corpus contains cannot end a document.  Added tokens that are not special get theirs.
+
+        Args:
+            texts: whole documents.
+
+        Returns:
+            One int32 array of ids for each.
+        """
+        if self._literal is None:
+            self._literal = literal_copy(self._tokenizer)
+        with rust_errors("documents must be str that the tokenizer can encode"):
+            rows = self._literal.encode_batch_fast(list(texts), add_special_tokens=False)
+        before, after = self.document_affixes
+        return [np.array([*before, *row.ids, *after], np.int32) for row in rows]
+
+    def _special_tokens_mask(self, ids: list[int], pair_ids: list[int] | None) -> list[int]:
+        raise ValueError(
+            "already_has_special_tokens must be True for a fast tokenizer; for ids without special "
+            "tokens use the slow one (use_fast=False)"
+        )
+
+    def _decode_ids(
+        self, ids: list[int], skip_special_tokens: bool, spaces_between_special_tokens: bool
+    ) -> str:
+        with rust_errors("token ids must be integers of 0 or more"):
+            return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)

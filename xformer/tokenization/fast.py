@@ -7,23 +7,20 @@ are those of the documented fast classes, which differ from the slow kind's on a
 import copy
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, Unpack
 
-import numpy as np
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 from tokenizers.decoders import Decoder
 
 from xformer.files import read_limited
 from xformer.tokenization.backend import (
     describe_backend,
-    literal_copy,
     read_backend,
 )
 from xformer.tokenization.backend_calls import BackendCalls
+from xformer.tokenization.backend_vocabulary import BackendVocabulary
 from xformer.tokenization.base import PreTrainedTokenizerBase
-from xformer.tokenization.conversion import rust_errors
 from xformer.tokenization.folders import (
     ADDED_TOKENS_FILE,
     MAX_BACKEND_BYTES,
@@ -34,17 +31,22 @@ from xformer.tokenization.folders import (
 )
 from xformer.tokenization.options import TokenizerOptions
 from xformer.tokenization.retraining import rename_token, retrain
-from xformer.tokenization.settings import EncodingOptions, EncodingSettings
+from xformer.tokenization.settings import EncodingSettings
 from xformer.tokenization.special_tokens import ADDITIONAL, Token
-from xformer.tokenization.tokens import token_fields
 
 _Tokenizer = TypeVar("_Tokenizer", bound="PreTrainedTokenizerFast")
 
 
-class PreTrainedTokenizerFast(BackendCalls, PreTrainedTokenizerBase):
+class PreTrainedTokenizerFast(BackendCalls, BackendVocabulary, PreTrainedTokenizerBase):
     """Base of the fast tokenizers; by itself, the tokenizer of any `tokenizer.json`.
 
-    A family supplies `_convert`, what it puts around a sequence, and its file names.
+    A family supplies `_convert`, what it puts around a sequence, and its file names. From the top
+    of the class to what it shares with the slow kind, one file each:
+
+        PreTrainedTokenizerFast  construction, files, retraining
+        BackendCalls             encoding and decoding            backend_calls.py
+        BackendVocabulary        tokens, ids, added tokens        backend_vocabulary.py
+        PreTrainedTokenizerBase                                   base.py
 
     Attributes:
         vocab_file: the model file that the backend was converted from, or that lies beside it.
@@ -52,7 +54,6 @@ class PreTrainedTokenizerFast(BackendCalls, PreTrainedTokenizerBase):
 
     vocab_files_names: ClassVar[dict[str, str]] = {"tokenizer_file": TOKENIZER_FILE}
     class_names: ClassVar[tuple[str, ...]] = ("PreTrainedTokenizerFast",)
-    _literal: Tokenizer | None = None  # for documents; made when the first comes
 
     def __init__(
         self,
@@ -76,9 +77,7 @@ class PreTrainedTokenizerFast(BackendCalls, PreTrainedTokenizerBase):
             ValueError: no file or a damaged one is given, or an option is out of range.
         """
         self.vocab_file = None if vocab_file is None else str(vocab_file)
-        self._model = (
-            None if vocab_file is None else read_pieces(Path(vocab_file))
-        )
+        self._model = None if vocab_file is None else read_pieces(Path(vocab_file))
         if tokenizer_object is not None:
             self._tokenizer = copy.deepcopy(tokenizer_object)
         elif tokenizer_file is not None:
@@ -102,8 +101,6 @@ class PreTrainedTokenizerFast(BackendCalls, PreTrainedTokenizerBase):
         """Builds the backend from the content of the family's model file."""
         raise NotImplementedError
 
-    # The vocabulary.
-
     @property
     def is_fast(self) -> bool:
         """Whether this is the fast kind: it is."""
@@ -123,177 +120,6 @@ class PreTrainedTokenizerFast(BackendCalls, PreTrainedTokenizerBase):
     def can_save_slow_tokenizer(self) -> bool:
         """Whether the family's model file is at hand to be saved."""
         return self._model is not None
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids of the model, without those of added tokens."""
-        return self._tokenizer.get_vocab_size(with_added_tokens=False)
-
-    def __len__(self) -> int:
-        """Number of ids, with those of added tokens."""
-        return self._tokenizer.get_vocab_size(with_added_tokens=True)
-
-    def get_vocab(self) -> dict[str, int]:
-        """Gives every token with its id, added tokens too.
-
-        Returns:
-            Token to id.
-        """
-        return self._tokenizer.get_vocab(with_added_tokens=True)
-
-    @property
-    def vocab(self) -> dict[str, int]:
-        """Every token with its id, as `get_vocab()`."""
-        return self.get_vocab()
-
-    @property
-    def added_tokens_decoder(self) -> dict[int, AddedToken]:
-        """The tokens that no text is split within, by id, ascending."""
-        return dict(sorted(self._tokenizer.get_added_tokens_decoder().items()))
-
-    def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """Gives the ids of tokens.
-
-        Args:
-            tokens: a token, or several.
-
-        Returns:
-            The id, or a list of them; that of the unknown token (`None` where there is no such)
-            for what is not in the vocabulary.
-        """
-        if isinstance(tokens, str):
-            index = self._tokenizer.token_to_id(tokens)
-            return self._unknown_id() if index is None else index
-        return [self.convert_tokens_to_ids(token) for token in tokens]
-
-    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """Gives the tokens of ids.
-
-        Args:
-            ids: an id, or several.
-            skip_special_tokens: whether special tokens are left out of several.
-
-        Returns:
-            The token, or a list of them; `None` for an id that has none.
-
-        Raises:
-            ValueError: an id is negative.
-        """
-        with rust_errors("token ids must be integers of 0 or more"):
-            if isinstance(ids, Integral):
-                return self._tokenizer.id_to_token(int(ids))
-            hidden = set(self.all_special_ids) if skip_special_tokens else set()
-            return [self._tokenizer.id_to_token(i) for i in map(int, ids) if i not in hidden]
-
-    def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Joins tokens to a text.
-
-        Args:
-            tokens: tokens as `tokenize` gives them.
-
-        Returns:
-            The text.
-        """
-        decoder = self._tokenizer.decoder
-        return " ".join(tokens) if decoder is None else decoder.decode(tokens)
-
-    def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """Says how many tokens are put around one sequence or a pair.
-
-        Args:
-            pair: whether two sequences are meant.
-
-        Returns:
-            Number of tokens.
-        """
-        return self._tokenizer.num_special_tokens_to_add(pair)
-
-    def _unknown_id(self) -> int | None:
-        return None if self.unk_token is None else self._tokenizer.token_to_id(self.unk_token)
-
-    def _add_tokens(self, tokens: list[Token], special_tokens: bool) -> int:
-        self._literal = None
-        if special_tokens:
-            return self._tokenizer.add_special_tokens(tokens)
-        return self._tokenizer.add_tokens(tokens)
-
-    def _take_added(self, added: Mapping[int, AddedToken]) -> None:
-        """Adds the tokens that files name, then the special ones that are still missing."""
-        tokens: list[Token] = [token for _, token in sorted(added.items())]
-        present = {*self.added_tokens_encoder, *map(str, tokens)}
-        tokens += [
-            token
-            for token in self.all_special_tokens_extended
-            if token not in tokens and (isinstance(token, AddedToken) or token not in present)
-        ]
-        special = set(self.all_special_tokens)
-        self._add_tokens([_marked(token, special) for token in tokens], special_tokens=False)
-        for index, token in added.items():
-            found = self._tokenizer.token_to_id(token.content)
-            if found != index:
-                raise ValueError(
-                    f"added_tokens_decoder must continue the vocabulary without a gap: "
-                    f"{token.content!r} must have the id {found}, got {index}"
-                )
-
-    # From texts to ids and back.
-
-    def tokenize(
-        self,
-        text: str,
-        pair: str | None = None,
-        add_special_tokens: bool = False,
-        split_special_tokens: bool | None = None,
-    ) -> list[str]:
-        """Splits a text into tokens.
-
-        Args:
-            text: any text; added tokens in it are tokens of their own.
-            pair: a second text.
-            add_special_tokens: whether the family's leading, separating, closing tokens are added.
-            split_special_tokens: whether special tokens spelled in it are read as text; the
-                tokenizer's own setting by default.
-
-        Returns:
-            The tokens.
-        """
-        settings = self._settings(
-            EncodingOptions(
-                add_special_tokens=add_special_tokens, split_special_tokens=split_special_tokens
-            )
-        )
-        return self._encode_one(text, pair, settings).tokens()
-
-    def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Encodes documents for training, each with its begin and end.
-
-        Special tokens are taken literally: a text that spells one does not get its id, so what a
-        corpus contains cannot end a document.  Added tokens that are not special get theirs.
-
-        Args:
-            texts: whole documents.
-
-        Returns:
-            One int32 array of ids for each.
-        """
-        if self._literal is None:
-            self._literal = literal_copy(self._tokenizer)
-        with rust_errors("documents must be str that the tokenizer can encode"):
-            rows = self._literal.encode_batch_fast(list(texts), add_special_tokens=False)
-        before, after = self.document_affixes
-        return [np.array([*before, *row.ids, *after], np.int32) for row in rows]
-
-    def _special_tokens_mask(self, ids: list[int], pair_ids: list[int] | None) -> list[int]:
-        raise ValueError(
-            "already_has_special_tokens must be True for a fast tokenizer; for ids without special "
-            "tokens use the slow one (use_fast=False)"
-        )
-
-    def _decode_ids(
-        self, ids: list[int], skip_special_tokens: bool, spaces_between_special_tokens: bool
-    ) -> str:
-        with rust_errors("token ids must be integers of 0 or more"):
-            return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
     # Another vocabulary.
 
@@ -396,11 +222,3 @@ def _saved_defaults(backend: Tokenizer) -> dict[str, Any]:
         defaults["padding_side"] = backend.padding["direction"]
         defaults["pad_token"] = backend.padding["pad_token"]
     return defaults
-
-
-def _marked(token: Token, special: set[str]) -> AddedToken:
-    """The token with its flags; special where it has a role, whatever they say."""
-    if isinstance(token, str):
-        return AddedToken(token, special=token in special)
-    fields = token_fields(token)
-    return AddedToken(**fields | {"special": token.special or token.content in special})
