@@ -95,6 +95,7 @@ def test_saved_folder_is_read_without_the_model(tokenizer, saved):
         "tokenizer.json",
         "tokenizer_config.json",
     ]
+    assert '"tokenizer_class": "XGLMTokenizer"' in (saved / "tokenizer_config.json").read_text()
     again = XGLMTokenizerFast.from_pretrained(saved)
     assert again("Hello </s> world") == tokenizer("Hello </s> world")
     assert again.fingerprint() == tokenizer.fingerprint()
@@ -166,6 +167,14 @@ def test_special_tokens_of_a_role_are_special_whatever_they_say():
     assert XGLMTokenizerFast(MODEL, mask_token="<mask>").added_tokens_decoder[2008].special
 
 
+def test_flags_of_a_special_token_replace_those_of_the_vocabulary(tokenizer):
+    stripping = XGLMTokenizerFast(MODEL, eos_token=AddedToken("</s>", lstrip=True))
+    assert stripping.added_tokens_decoder[2].lstrip and stripping.eos_token_id == 2
+    assert stripping.tokenize("a \u2603 </s>") == ["\u2581a", "\u2581", "\u2603", " </s>"]
+    assert list(stripping.added_tokens_decoder) == sorted(stripping.added_tokens_decoder)
+    assert list(tokenizer.added_tokens_decoder) == [*range(4), *range(2001, 2008)]
+
+
 def test_copies_are_independent(tokenizer):
     for twin in (copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))):
         twin.add_tokens(["<new>"])
@@ -231,6 +240,8 @@ def test_panics_of_the_library_are_value_errors(tokenizer):
     damaged = XGLMTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(fields)))
     with pytest.raises(ValueError, match="must suit the texts: index out of bounds"):
         damaged("Hello")
+    with pytest.raises(ValueError, match="documents must be str .* index out of bounds"):
+        damaged.encode_documents(["Hello"])
 
 
 def test_missing_files_are_named(tmp_path):
