@@ -21,7 +21,7 @@ from pathlib import Path
 from mutations import mutate
 
 TEXTS = ["Hello <mask> world</s>", "Grüße, 世界!\n\n", ""]
-CASE_LIMIT_S = 30  # the aim is one second; the rest is for machines that are busy
+CASE_LIMIT_S = 30  # of the clock, for what hangs; a case that works takes well under a second
 EXTRA_ADDRESSES = 4 * 2**30
 
 
@@ -93,7 +93,7 @@ def outcome(load, folder, name):
     """How loading went."""
     print(name, file=sys.stderr, flush=True)
     faulthandler.dump_traceback_later(CASE_LIMIT_S, exit=True)
-    start = time.monotonic()
+    start = time.process_time()
     try:
         load(folder)
     except Exception as error:
@@ -107,7 +107,7 @@ def outcome(load, folder, name):
         "message": message[:2000],
         "length": len(message),
         "names": str(folder) in message,
-        "seconds": time.monotonic() - start,
+        "seconds": time.process_time() - start,
     }
 
 
