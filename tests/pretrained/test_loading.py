@@ -97,6 +97,18 @@ def test_every_part_is_read_once(folder, load, shardings_of, numbers_read, layer
     assert numbers_read == {name: np.prod(form.shape) for name, form in forms.items()}
 
 
+def test_scanned_layers_may_lie_on_several_devices(folder, load, draw, shapes_of, assert_same):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:3]), "x")
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    by_layer = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    shardings = {
+        path: by_layer if "stacked" in path else whole
+        for path in traverse_util.flatten_dict(shapes_of(layers="scan"))
+    }
+    loaded = load(folder, layers="scan", shardings=traverse_util.unflatten_dict(shardings))
+    assert_same(loaded.params, restack(draw(), "scan"))
+
+
 HOST = """
 import sys
 import jax, numpy as np
