@@ -117,7 +117,7 @@ class BackendVocabulary(SpecialTokens):
         tokens += [
             token
             for token in self.all_special_tokens_extended
-            if token not in tokens and (isinstance(token, AddedToken) or token not in present)
+            if isinstance(token, AddedToken) or token not in present
         ]
         special = set(self.all_special_tokens)
         self._add_tokens([_marked(token, special) for token in tokens], special_tokens=False)
