@@ -108,6 +108,15 @@ def test_unknown_token_that_the_vocabulary_lacks_is_added():
     assert tokenizer.convert_tokens_to_ids("\u2603") is None
 
 
+def test_text_outside_of_the_vocabulary_needs_an_unknown_token():
+    tokenizer = XGLMTokenizer(MODEL)
+    tokenizer.unk_token = None
+    assert tokenizer.encode_documents(["a"])[0].tolist() == [*tokenizer.encode("a"), 2]
+    for encode in (tokenizer.encode, lambda text: tokenizer.encode_documents([text])):
+        with pytest.raises(ValueError, match="is not in the vocabulary, .*set unk_token, which is"):
+            encode("\u2603")
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [

@@ -89,7 +89,7 @@ class SentencePieceTokenizer(PreTrainedTokenizer):
     def _literal_ids(self, texts: Sequence[str]) -> Sequence[Sequence[int] | np.ndarray]:
         if self.sp_model_kwargs.get("enable_sampling"):
             raise ValueError("enable_sampling of sp_model_kwargs must be off to encode documents")
-        if self._plain:
+        if self._plain or self.unk_token_id is None:
             return super()._literal_ids(texts)
         return self.sp_model.encode(list(texts), num_threads=1)
 

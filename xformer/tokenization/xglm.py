@@ -142,7 +142,7 @@ class XGLMTokenizer(XGLMInput, SentencePieceTokenizer):
         return MADEUP_WORDS[madeup] if madeup >= 0 else self.sp_model.id_to_piece(index - OFFSET)
 
     def _literal_ids(self, texts: Sequence[str]) -> Sequence[Sequence[int] | np.ndarray]:
-        if self._plain:
+        if self._plain or self.unk_token_id is None:
             return super()._literal_ids(texts)
         # SentencePiece calls its unknown piece 0.
         pieces = (np.asarray(one, np.int32) for one in super()._literal_ids(texts))
