@@ -9,18 +9,9 @@ from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
 from xformer.tokenization.conversion import MAX_PIECE_LENGTH, Layout, convert_model, rust_errors
+from xformer.tokenization.xglm_fast import LAYOUT
 
 FIXTURES = Path(__file__).parent / "fixtures"
-MADEUP = tuple(f"<madeupword{i}>" for i in range(7))
-LAYOUT = Layout(
-    single="</s> $A",
-    pair="</s> $A </s> </s> $B",
-    template_tokens=("<s>", "</s>"),
-    head=("<s>", "<pad>", "</s>", "<unk>"),
-    replaced=3,
-    tail=MADEUP,
-    unk_id=3,
-)
 TEXT = [f"the {a} fox jumps over {b} lazy dogs; naïve café ½ {a}{b}" for a in "abcd" for b in "xyz"]
 
 
@@ -56,7 +47,7 @@ def test_converted_model_encodes_nearly_as_the_model(name):
         wanted = [2, *(piece + 1 if piece else 3 for piece in processor.encode(text))]
         assert tokenizer.encode(text).ids == wanted
     assert tokenizer.get_vocab_size() == processor.get_piece_size() + 8
-    assert [tokenizer.token_to_id(word) for word in MADEUP] == list(range(2001, 2008))
+    assert [tokenizer.token_to_id(word) for word in LAYOUT.tail] == list(range(2001, 2008))
     assert tokenizer.encode("a", "a").tokens[0] == "</s>"
 
 
@@ -154,6 +145,12 @@ def test_model_without_the_tokens_of_its_template_is_refused():
 @pytest.mark.parametrize("content", [b"", b"no model", b"\x00" * 100])
 def test_bytes_that_are_no_model_are_refused(content):
     with pytest.raises(ValueError, match="must be a SentencePiece model"):
+        convert_model(content, LAYOUT)
+
+
+def test_piece_that_is_no_text_is_refused():
+    content = _read("xglm").replace("▁class".encode(), b"\xff\xfe\xfdclass", 1)
+    with pytest.raises(ValueError, match=r"piece \d+ must be UTF-8 text"):
         convert_model(content, LAYOUT)
 
 

@@ -1,5 +1,6 @@
 """The fast classes beside those of transformers 4.57.6, over made-up texts and settings."""
 
+import json
 import logging
 import warnings
 from pathlib import Path
@@ -310,3 +311,37 @@ def test_folders_travel_both_ways(either, tmp_path, has_added_tokens, legacy_for
             assert tokenizer.special_tokens_map == theirs.special_tokens_map
             assert tokenizer.model_max_length == theirs.model_max_length
             assert len(tokenizer) == len(theirs)
+
+
+@pytest.mark.parametrize("has_backend_file", [True, False])
+@pytest.mark.parametrize("removed", ["tokenizer_config.json", "added_tokens_decoder", "both maps"])
+def test_older_folders_read_as_in_transformers(either, tmp_path, has_backend_file, removed):
+    _, theirs = either[1]
+    theirs.save_pretrained(tmp_path)
+    if not has_backend_file:
+        (tmp_path / "tokenizer.json").unlink()
+    config = tmp_path / "tokenizer_config.json"
+    fields = json.loads(config.read_text())
+    config.unlink()
+    if removed != "tokenizer_config.json":
+        del fields["added_tokens_decoder"]
+        config.write_text(json.dumps(fields))
+    if removed == "both maps":
+        (tmp_path / "special_tokens_map.json").unlink()
+    ours, theirs = _pair(tmp_path)
+    assert ours.special_tokens_map == theirs.special_tokens_map
+    assert ours.get_added_vocab() == theirs.get_added_vocab()
+    for text in ("Hello <new> world newword</s>", "a <Spec> b<madeupword7>c <cls>"):
+        _same((ours, theirs), lambda tokenizer, text=text: tokenizer(text))
+        tokens = [one.tokenize(text) for one in (ours, theirs)]
+        assert tokens[0] == tokens[1]
+
+
+def test_arrays_of_jax_are_those_of_lists(pair):
+    import jax
+
+    tokenizer, _ = pair
+    encoding = tokenizer(["Hello", "Hello world"], padding=True, return_tensors="jax")
+    lists = tokenizer(["Hello", "Hello world"], padding=True)
+    assert all(isinstance(value, jax.Array) for value in encoding.values())
+    assert {name: value.tolist() for name, value in encoding.items()} == dict(lists)
