@@ -291,7 +291,15 @@ def _many(fields):
             lambda fields: fields.update(decoder={"type": "None"}),
             "must be a file of the tokenizers",
         ),
-        (lambda fields: fields.update(added_tokens=3), r"tokenizer\.json.* must be"),
+        (lambda fields: fields.update(added_tokens=3), "added_tokens must be a list of objects"),
+        (
+            lambda fields: fields["added_tokens"][0].update(content="x" * 1001),
+            "added_tokens must be a text of at most 1000 characters, got 1001",
+        ),
+        (
+            lambda fields: fields["model"].update(unk_token="\u2603"),
+            "model.unk_token must be in model.vocab, got '\u2603'",
+        ),
     ],
 )
 def test_damaged_tokenizer_file_is_refused(saved, change, message):
