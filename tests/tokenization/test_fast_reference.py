@@ -185,6 +185,28 @@ def test_batches_encode_as_in_transformers(pair, batch, options, paired):
 
 
 @RUNS
+@given(
+    batch=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=3),
+    paired=st.booleans(),
+    strategy=st.sampled_from(["longest_first", "only_first", "only_second"]),
+    length=st.integers(4, 14),
+    stride=st.integers(0, 4),
+    side=SIDES,
+    options=CALLS,
+)
+def test_overflow_is_that_of_transformers(
+    pair, batch, paired, strategy, length, stride, side, options
+):
+    for tokenizer in pair:
+        tokenizer.truncation_side = side
+    texts, seconds = (list(texts) for texts in zip(*batch, strict=True))
+    options |= {"truncation": strategy, "max_length": length, "stride": stride}
+    options |= {"return_overflowing_tokens": True, "return_offsets_mapping": True}
+    _same(pair, lambda tokenizer: tokenizer(texts, seconds if paired else None, **options))
+    _same(pair, lambda tokenizer: tokenizer(texts[0], seconds[0] if paired else None, **options))
+
+
+@RUNS
 @given(words=WORDS, second=st.none() | WORDS, options=CALLS, batched=st.booleans())
 def test_words_encode_as_in_transformers(pair, words, second, options, batched):
     if batched:
