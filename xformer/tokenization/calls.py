@@ -304,7 +304,7 @@ class EncodingCalls(ModelInput):
             model_max_length=self.model_max_length,
             padding_side=self.padding_side,
             split_special_tokens=self.split_special_tokens,
-            has_pad_token=self.pad_token is not None,
+            has_pad_token=self.pad_token_id is not None,
             warn=self._warn_once,
         )
 

@@ -122,36 +122,8 @@ class ModelInput(SpecialTokens):
         prepend_batch_axis: bool = False,
     ) -> BatchEncoding:
         self._check_preparation(pair_ids, settings)
-        added = settings.add_special_tokens
-        total = len(ids) + len(pair_ids or ())
-        total += self.num_special_tokens_to_add(pair_ids is not None) if added else 0
-        overflow: list[int] = []
-        if settings.max_length and total > settings.max_length:
-            ids, pair_ids, overflow = preparation.truncate(
-                ids,
-                pair_ids,
-                total - settings.max_length,
-                strategy=settings.truncation,
-                stride=settings.stride,
-                side=self.truncation_side,
-            )
-        row: dict[str, Any] = {}
-        if settings.return_overflowing_tokens:
-            row["overflowing_tokens"] = overflow
-            row["num_truncated_tokens"] = total - (settings.max_length or 0)
-        row["input_ids"] = (
-            self.build_inputs_with_special_tokens(ids, pair_ids)
-            if added
-            else ids + (pair_ids or [])
-        )
-        if self._returns("token_type_ids", settings.return_token_type_ids):
-            types = self.create_token_type_ids_from_sequences
-            row["token_type_ids"] = types(ids, pair_ids) if added else [0] * len(row["input_ids"])
-        if settings.return_special_tokens_mask:
-            mask = self._special_tokens_mask
-            row["special_tokens_mask"] = (
-                mask(ids, pair_ids) if added else [0] * len(row["input_ids"])
-            )
+        ids, pair_ids, row = self._truncated(ids, pair_ids, settings)
+        row |= self._whole(ids, pair_ids, settings)
         if settings.max_length is None:
             self._warn_if_too_long(row["input_ids"], settings)
         row = self._padded(row, settings)
@@ -160,6 +132,47 @@ class ModelInput(SpecialTokens):
         return BatchEncoding(
             row, tensor_type=settings.return_tensors, prepend_batch_axis=prepend_batch_axis
         )
+
+    def _truncated(
+        self, ids: list[int], pair_ids: list[int] | None, settings: EncodingSettings
+    ) -> tuple[list[int], list[int] | None, dict[str, Any]]:
+        """The sequences cut to what fits with the special tokens, and what is told of the rest."""
+        total = len(ids) + len(pair_ids or ())
+        if settings.add_special_tokens:
+            total += self.num_special_tokens_to_add(pair_ids is not None)
+        excess = total - (settings.max_length or 0)
+        overflow: list[int] = []
+        if settings.max_length and excess > 0:
+            ids, pair_ids, overflow = preparation.truncate(
+                ids,
+                pair_ids,
+                excess,
+                strategy=settings.truncation,
+                stride=settings.stride,
+                side=self.truncation_side,
+            )
+        told = {"overflowing_tokens": overflow, "num_truncated_tokens": excess}
+        return ids, pair_ids, told if settings.return_overflowing_tokens else {}
+
+    def _whole(
+        self, ids: list[int], pair_ids: list[int] | None, settings: EncodingSettings
+    ) -> dict[str, Any]:
+        """The model's input, with the types and the mask that are asked for."""
+        if settings.add_special_tokens:
+            whole = self.build_inputs_with_special_tokens(ids, pair_ids)
+        else:
+            whole = ids + (pair_ids or [])
+        row: dict[str, Any] = {"input_ids": whole}
+        if self._returns("token_type_ids", settings.return_token_type_ids):
+            row["token_type_ids"] = [0] * len(whole)
+            if settings.add_special_tokens:
+                types = self.create_token_type_ids_from_sequences(ids, pair_ids)
+                row["token_type_ids"] = types
+        if settings.return_special_tokens_mask:
+            row["special_tokens_mask"] = [0] * len(whole)
+            if settings.add_special_tokens:
+                row["special_tokens_mask"] = self._special_tokens_mask(ids, pair_ids)
+        return row
 
     def _check_preparation(self, pair_ids: list[int] | None, settings: EncodingSettings) -> None:
         if settings.return_token_type_ids and not settings.add_special_tokens:

@@ -299,31 +299,31 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
         self._refresh()
 
     def _add_tokens(self, tokens: list[Token], special_tokens: bool) -> int:
-        before = len(self)
+        size = before = len(self)
+        special = set(self.all_special_tokens)
         for given in tokens:
-            token = self._flagged(given, special_tokens)
+            is_special = special_tokens or (isinstance(given, str) and given in special)
+            token = self._flagged(given, is_special)
             if token is None:
                 continue
             index = self._known_id(token.content)
             # A token of the vocabulary whose id was given to another text needs a new one.
-            if index is None or self.convert_ids_to_tokens(index) != token.content:
-                index = len(self)
-            if token.special and token.content not in self.all_special_tokens:
+            if index is None or self._token_of(index) != token.content:
+                index, size = size, size + 1
+            if token.special and token.content not in special:
+                special.add(token.content)
                 self._special_tokens_map[ADDITIONAL].append(token)
             self._added[index] = token
             self._added_ids[token.content] = index
         self._refresh()
-        return len(self) - before
+        return size - before
 
     def _flagged(self, token: Token, is_special: bool) -> AddedToken | None:
         """The token with all its flags; `None` for what there is nothing to add of."""
-        if isinstance(token, AddedToken):
-            fields = token_fields(token)
-            fields["special"] = token.special or is_special
-            return AddedToken(**fields) if token.content else None
-        if not token or token in self._added_ids:
+        if not str(token) or (isinstance(token, str) and token in self._added_ids):
             return None
-        is_special = is_special or token in self.all_special_tokens
+        if isinstance(token, AddedToken):
+            return AddedToken(**token_fields(token) | {"special": token.special or is_special})
         return AddedToken(token, special=is_special, normalized=not is_special)
 
     def _refresh(self) -> None:
