@@ -126,7 +126,7 @@ def test_existing_folder_is_replaced_only_when_asked(run_folder, tmp_path, capsy
 def test_what_cannot_be_exported_is_said(run_folder, tmp_path, capsys):
     assert export(tmp_path, tmp_path / "out") == 2
     assert "is no run folder" in capsys.readouterr().err
-    assert export(run_folder, tmp_path / "out", "--max-shard-size", "5 apples") == 2
+    assert export(tmp_path, tmp_path / "out", "--max-shard-size", "5 apples") == 2
     assert 'must be bytes or a size like "5GB"' in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 

@@ -1,7 +1,6 @@
 """Folders whose files appear together or not at all."""
 
 import contextlib
-import errno
 import os
 import re
 import shutil
@@ -33,8 +32,6 @@ def staged(folder: Path, replace: Callable[[Path, Path], None]) -> Iterator[Path
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         exists = os.path.lexists(folder)
-        if exists and not folder.is_dir():
-            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         stage = _make_stage(folder, exists)
         try:
             yield stage
