@@ -19,7 +19,7 @@ REFUSED = "refused"
 
 pytestmark = pytest.mark.reference
 made_up = settings(
-    max_examples=150,
+    max_examples=40,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -303,7 +303,7 @@ def described(tokenizer):
     }
 
 
-@settings(made_up, max_examples=60)
+@settings(made_up, max_examples=25)
 @given(steps=STEPS, text=TEXTS)
 def test_adding_tokens_saving_and_reading(tmp_path, steps, text):
     ours, theirs = pair = read(FIXTURES / "xglm_bpe")
@@ -327,7 +327,7 @@ def test_adding_tokens_saving_and_reading(tmp_path, steps, text):
     assert both[0] == both[1]
 
 
-@settings(made_up, max_examples=40)
+@settings(made_up, max_examples=25)
 @given(tokens=UNIQUE_TOKENS, role=ROLES, token=GIVEN_TOKENS)
 def test_tokens_of_the_constructor(tokens, role, token):
     path = FIXTURES / "xglm_bpe" / "sentencepiece.bpe.model"

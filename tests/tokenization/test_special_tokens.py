@@ -62,6 +62,7 @@ def test_added_tokens_get_ids_behind_the_vocabulary(tokenizer):
     assert (tokenizer.vocab_size, len(tokenizer)) == (SIZE, SIZE + 2)
     assert tokenizer.get_added_vocab()["<y>"] == SIZE + 1
     assert not tokenizer.added_tokens_decoder[SIZE].special
+    assert tokenizer.add_tokens(["<z>", AddedToken("<z>"), "<z>"]) == 1
     assert tokenizer.add_tokens([]) == tokenizer.add_tokens("") == tokenizer.add_tokens(()) == 0
 
 
@@ -84,6 +85,14 @@ def test_plain_tokens_that_have_a_role_are_special(tokenizer):
     tokenizer.add_tokens(["<mask>", "<x>"])
     flags = [(one.special, one.normalized) for one in tokenizer.added_tokens_decoder.values()]
     assert flags[-2:] == [(True, False), (False, True)]
+
+
+def test_special_texts_are_skipped_under_every_id():
+    added = {5: AddedToken("</s>", special=True)}
+    model = FIXTURES / "xglm_bpe" / "sentencepiece.bpe.model"
+    tokenizer = XGLMTokenizer(model, added_tokens_decoder=added)
+    assert tokenizer.eos_token_id == 5 and tokenizer.decode([2, 5]) == "</s></s>"
+    assert tokenizer.decode([2, 5], skip_special_tokens=True) == ""
 
 
 def test_given_tokens_are_not_changed(tokenizer):

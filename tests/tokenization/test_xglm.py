@@ -68,12 +68,12 @@ def test_saved_folder_is_that_of_transformers(tokenizer, tmp_path):
         path.name for path in (FIXTURES / "xglm").iterdir()
     )
     for path in (FIXTURES / "xglm").glob("*.json"):
-        assert json.loads((tmp_path / "saved" / path.name).read_text()) == json.loads(
-            path.read_text()
-        )
+        assert (tmp_path / "saved" / path.name).read_bytes() == path.read_bytes()
     again = XGLMTokenizer.from_pretrained(tmp_path / "saved")
     assert again.fingerprint() == tokenizer.fingerprint()
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+    (tmp_path / "usual").mkdir()
+    assert (tmp_path / "saved").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
 def test_saving_into_a_folder_keeps_other_files(tokenizer, tmp_path):
