@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken
 
+from xformer.tokenization.sentencepiece import SentencePieceTokenizer
 from xformer.tokenization.xglm import XGLMTokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -234,3 +235,13 @@ def test_files_take_a_prefix_and_only_the_old_format(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="legacy_format must be True or None for XGLMTokenizer"):
         tokenizer.save_pretrained(tmp_path / "other", legacy_format=False)
     assert not (tmp_path / "other").exists()
+
+
+def test_ids_of_the_model_are_those_of_a_family_that_says_no_others():
+    tokenizer = SentencePieceTokenizer(MODEL, unk_token="<unk>", eos_token="</s>")
+    assert len(tokenizer) == tokenizer.vocab_size == 2000
+    assert tokenizer.convert_tokens_to_ids(["<unk>", "<s>", "</s>", "\u2603"]) == [0, 1, 2, 0]
+    ids = tokenizer.encode("the class</s>")
+    assert ids == [*tokenizer.sp_model.encode("the class"), 2]
+    assert tokenizer.decode(ids) == "the class</s>"
+    assert tokenizer.get_vocab()["</s>"] == 2
