@@ -111,7 +111,7 @@ def test_call_defaults_are_not_part_of_a_run(tmp_path):
     gin_file = tmp_path / "run.gin"
     gin_file.write_text("XGLMConfig.output_attentions = True\n")
     with pytest.raises(ValueError, match="output_attentions"):
-        load([gin_file])
+        load(gin_file)
 
 
 def test_unknown_fields_are_named_and_left_out(caplog):

@@ -368,6 +368,9 @@ def _conformed(cls: type[ModelConfig], values: Mapping[str, Any]) -> dict[str, A
     """Values of fields, checked against their annotations; a whole number is taken for a float."""
     hints, checked = typing.get_type_hints(cls), {}
     for name, value in values.items():
+        if hints[name] is float and isinstance(value, float):
+            checked[name] = value  # NaN too: the check of the range says more about it
+            continue
         try:
             checked[name] = conform(value, hints[name])
         except TypeError as error:
