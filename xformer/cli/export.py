@@ -8,7 +8,6 @@ Example:
 """
 
 import argparse
-import dataclasses
 import os
 import sys
 from collections.abc import Callable
@@ -71,11 +70,7 @@ def run(args: argparse.Namespace) -> int:
     from xformer.training.inference import load_trained
 
     model = load_trained(config)
-    described = dataclasses.replace(model.run.model)
-    described.carried = {
-        "architectures": [type(model.plan.module).__name__],
-        "torch_dtype": args.dtype,
-    }
+    described = model.run.model.published_as(type(model.plan.module).__name__, args.dtype)
     tokenizer = RunFolder(config.folder).tokenizer
     files = {"config.json": described.to_json_string().encode()}
     files |= {path.name: path.read_bytes() for path in sorted(tokenizer.iterdir())}

@@ -5,6 +5,7 @@ file format (`config.json`), aliases and checks. Values are checked at construct
 a model is built, so a field may be assigned in between, as the documented examples do.
 """
 
+import dataclasses
 import json
 import logging
 import os
@@ -300,6 +301,21 @@ class ModelConfig:
             use_diff: Whether common fields at their defaults are left out.
         """
         write_atomic(Path(json_file_path), self.to_json_string(use_diff))
+
+    def published_as(self, architecture: str, dtype: str) -> "ModelConfig":
+        """A copy for the config.json of saved weights.
+
+        Args:
+            architecture: Name of the model's class, without "Flax".
+            dtype: Dtype of the weights.
+
+        Returns:
+            The copy, whose file names both.
+        """
+        copy = dataclasses.replace(self)
+        kept = {key: value for key, value in self.carried.items() if key != "dtype"}
+        copy.carried = {**kept, "architectures": [architecture], "torch_dtype": dtype}
+        return copy
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Writes config.json into a folder, which is made where it does not exist.

@@ -380,13 +380,15 @@ class FlaxPreTrainedModel:
         missing = self._required - traverse_util.flatten_dict(params).keys()
         if missing:
             raise ValueError(f"params lack these parameters: {listed(missing)}")
+        name = type(self).__name__.removeprefix("Flax")
+        config = self._config.published_as(name, _common_dtype(params))
         save_params(
             Path(save_directory),
             params,
             self.weights,
             max_shard_size=max_shard_size,
             layout="published" if safe_serialization else "flax",
-            files={CONFIG_FILE: _config_json(self._config, type(self), params)},
+            files={CONFIG_FILE: config.to_json_string().encode()},
         )
         if push_to_hub:
             push_folder(save_directory, repo_id or Path(save_directory).name, token=token)
@@ -564,13 +566,7 @@ def _plain(params: Params) -> dict[str, Any]:
     return unfreeze(params) if isinstance(params, FrozenDict) else dict(params)
 
 
-def _config_json(config: ModelConfig, cls: type, params: Params) -> bytes:
-    """The config.json of a saved model, which names its class and the dtype of its weights."""
+def _common_dtype(params: Params) -> str:
+    """The dtype of the parameters; float32 where they have several."""
     dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(params)}
-    described = dataclasses.replace(config)
-    described.carried = {
-        **{key: value for key, value in config.carried.items() if key != "dtype"},
-        "architectures": [cls.__name__.removeprefix("Flax")],
-        "torch_dtype": dtypes.pop() if len(dtypes) == 1 else "float32",
-    }
-    return described.to_json_string().encode()
+    return dtypes.pop() if len(dtypes) == 1 else "float32"
