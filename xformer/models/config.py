@@ -106,7 +106,7 @@ class ModelConfig:
             object.__setattr__(self, name, value)
 
     def require_range(self, key: str, lowest: int, highest: int) -> None:
-        """Checks that a size is possible; limits also stop a foreign file from asking for terabytes.
+        """Checks that a size is possible; a foreign file may not ask for terabytes.
 
         Args:
             key: Name of the field.
@@ -242,7 +242,15 @@ class ModelConfig:
 
     @classmethod
     def from_file(cls, path: Path, return_unused_kwargs: bool = False, **overrides: Any) -> Any:
-        """Reads a config.json; arguments and result as for `from_dict`.
+        """Reads a config.json.
+
+        Args:
+            path: The file.
+            return_unused_kwargs: Whether to return (config, overrides that are no fields).
+            **overrides: Fields that replace those of the file.
+
+        Returns:
+            As `from_dict`.
 
         Raises:
             FileNotFoundError: if there is no such file.
