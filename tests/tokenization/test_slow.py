@@ -69,13 +69,42 @@ def test_fingerprint_is_of_tokens_flags_and_settings(tokenizer, tmp_path):
     assert len({one.fingerprint() for one in (tokenizer, *others)}) == 7
 
 
-def test_fingerprint_does_not_depend_on_the_order_in_files(tmp_path):
+def test_fingerprint_does_not_depend_on_the_order_in_files():
     added = {2008: AddedToken("<x>"), 2009: AddedToken("<y>", special=True)}
-    options = {"additional_special_tokens": ["<y>", "<madeupword0>"]}
-    one = XGLMTokenizer(MODEL, added_tokens_decoder=added, **options)
-    options["additional_special_tokens"].reverse()
-    other = XGLMTokenizer(MODEL, added_tokens_decoder=dict(reversed(added.items())), **options)
+    one = XGLMTokenizer(MODEL, added_tokens_decoder=added)
+    other = XGLMTokenizer(MODEL, added_tokens_decoder=dict(reversed(added.items())))
     assert one.fingerprint() == other.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("name", "fingerprint"),
+    [
+        ("xglm", "efcee79a8a543465b574582c3b9cad6b819ead22410aed9bab318739c9045343"),
+        ("xglm_bpe", "cc9fbba381eedbaea3371880cd502f641ab7e7dc5e2e8064aad6c0d41ce2efad"),
+    ],
+)
+def test_fingerprints_that_corpora_and_checkpoints_hold_stay_what_they_were(
+    name, fingerprint, tmp_path
+):
+    tokenizer = XGLMTokenizer.from_pretrained(FIXTURES / name)
+    assert tokenizer.fingerprint() == fingerprint
+    # Nor do the files that say the same in other words change it.
+    bare = XGLMTokenizer(FIXTURES / name / "sentencepiece.bpe.model")
+    assert bare.fingerprint() == fingerprint
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert XGLMTokenizer.from_pretrained(tmp_path / "saved").fingerprint() == fingerprint
+
+
+def test_fingerprint_tells_the_ids_of_special_tokens_apart():
+    words = {2001: "<madeupword0>", 2002: "<madeupword1>"}
+    swapped = {2001: "<madeupword1>", 2002: "<madeupword0>"}
+    one, other = (
+        XGLMTokenizer(
+            MODEL, added_tokens_decoder={i: AddedToken(w, special=True) for i, w in table.items()}
+        )
+        for table in (words, swapped)
+    )
+    assert one.fingerprint() == XGLMTokenizer(MODEL).fingerprint() != other.fingerprint()
 
 
 def test_pickles_and_copies_are_whole_and_independent(tokenizer):

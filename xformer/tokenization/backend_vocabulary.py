@@ -104,6 +104,9 @@ class BackendVocabulary(SpecialTokens):
     def _unknown_id(self) -> int | None:
         return None if self.unk_token is None else self._tokenizer.token_to_id(self.unk_token)
 
+    def _vocabulary_id(self, token: str) -> int | None:
+        return self._tokenizer.model.token_to_id(token)
+
     def _add_tokens(self, tokens: list[Token], special_tokens: bool) -> int:
         self._literal = None
         if special_tokens:

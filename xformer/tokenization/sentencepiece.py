@@ -1,7 +1,7 @@
 """The part that all slow SentencePiece tokenizers share: the model file and its pieces."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,7 +27,7 @@ class SentencePieceTokenizer(PreTrainedTokenizer):
     """
 
     vocab_files_names: ClassVar[dict[str, str]] = {"vocab_file": "spiece.model"}
-    family_options: ClassVar[tuple[str, ...]] = ("sp_model_kwargs",)
+    family_options: ClassVar[Mapping[str, Any]] = {"sp_model_kwargs": {}}
 
     def __init__(
         self,
@@ -102,6 +102,9 @@ class SentencePieceTokenizer(PreTrainedTokenizer):
 
     def _id_to_token(self, index: int) -> str:
         return self.sp_model.id_to_piece(index)
+
+    def _identity(self) -> bytes:
+        return self._model_bytes
 
     def _vocabulary_files(self) -> dict[str, bytes]:
         return {self.vocab_files_names["vocab_file"]: self._model_bytes}

@@ -286,6 +286,9 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
         index = self._added_ids.get(token)
         return self._token_to_id(token) if index is None else index
 
+    def _vocabulary_id(self, token: str) -> int | None:
+        return self._token_to_id(token)
+
     def _take_added(self, table: Mapping[int, Any]) -> None:
         """Takes the tokens that a folder lists; behind the vocabulary they leave no gap."""
         decoder = unique_tokens("added_tokens_decoder", table.items())

@@ -21,10 +21,11 @@ from xformer.tokenization.folders import (
     write_folder,
 )
 from xformer.tokenization.options import TokenizerOptions
-from xformer.tokenization.special_tokens import Token
+from xformer.tokenization.special_tokens import ADDITIONAL, Token
 from xformer.tokenization.tokens import token_fields
 
 _Tokenizer = TypeVar("_Tokenizer", bound="TokenizerFiles")
+_USUAL_FLAGS = token_fields(AddedToken("", special=True, normalized=False))
 
 
 class TokenizerFiles(EncodingCalls):
@@ -34,13 +35,13 @@ class TokenizerFiles(EncodingCalls):
         vocab_files_names: constructor argument to file name, for the files of the vocabulary.
         class_names: names that `tokenizer_config.json` may give this class, its own first.
         family_options: constructor arguments beyond `TokenizerOptions` that
-            `tokenizer_config.json` may set and `save_pretrained` writes.
+            `tokenizer_config.json` may set and `save_pretrained` writes, with their defaults.
         clean_up_tokenization_spaces: whether `decode` joins punctuation to the word before it.
     """
 
     vocab_files_names: ClassVar[dict[str, str]] = {}
     class_names: ClassVar[tuple[str, ...]] = ()
-    family_options: ClassVar[tuple[str, ...]] = ()
+    family_options: ClassVar[Mapping[str, Any]] = {}
     clean_up_tokenization_spaces: bool = False
 
     # What the kinds of tokenizers supply.
@@ -52,6 +53,10 @@ class TokenizerFiles(EncodingCalls):
 
     def _vocabulary_files(self) -> dict[str, bytes]:
         """The vocabulary by file name, what `save_vocabulary` writes."""
+        raise NotImplementedError
+
+    def _vocabulary_id(self, token: str) -> int | None:
+        """The id that the vocabulary gives a token, whatever was added; `None` for none."""
         raise NotImplementedError
 
     def _identity(self) -> bytes:
@@ -73,21 +78,20 @@ class TokenizerFiles(EncodingCalls):
     def fingerprint(self) -> str:
         """Identity of what this tokenizer does: SHA-256 over vocabulary, tokens and settings.
 
+        Prepared corpora and checkpoints hold it, so it must stay what it was: what a tokenizer can
+        be beyond a vocabulary with special tokens in it counts only where it is not as usual.
+
         Returns:
-            64 hexadecimal digits; the same for the same class, vocabulary and tokens, in whatever
-            order files name them.
+            64 hexadecimal digits; the same for the same class, vocabulary, tokens and settings.
         """
         digest = hashlib.sha256(self._identity())
         special = self.special_tokens_map
-        special["additional_special_tokens"] = sorted(self.additional_special_tokens)
-        described = {
-            "class": type(self).__name__,
-            "special": special,
-            "added": [[i, token_fields(one)] for i, one in self.added_tokens_decoder.items()],
-            "clean_up": self.clean_up_tokenization_spaces,
-            "family": {key: getattr(self, key) for key in self.family_options},
-        }
-        digest.update(json.dumps(described, sort_keys=True).encode())
+        additional = special.pop(ADDITIONAL, [])
+        usual = (type(self).__name__, special, additional, self.clean_up_tokenization_spaces)
+        digest.update(json.dumps(usual, sort_keys=True).encode())
+        beyond = self._beyond_usual()
+        if beyond:
+            digest.update(json.dumps(beyond, sort_keys=True).encode())
         return digest.hexdigest()
 
     def save_vocabulary(
@@ -249,6 +253,21 @@ class TokenizerFiles(EncodingCalls):
             if source.name in str(error):
                 raise
             raise ValueError(f"{source.name}: {str(error):.1000}") from error
+
+    def _beyond_usual(self) -> dict[str, Any]:
+        """Added tokens that are not just special ones of the vocabulary, and family options."""
+        special = set(self.all_special_tokens)
+        added = [
+            [index, token_fields(token)]
+            for index, token in self.added_tokens_decoder.items()
+            if token.content not in special
+            or self._vocabulary_id(token.content) != index
+            or token_fields(token) != {**_USUAL_FLAGS, "content": token.content}
+        ]
+        options = {key: getattr(self, key) for key in self.family_options}
+        options = {key: one for key, one in options.items() if one != self.family_options[key]}
+        found = {"added": added, "family": options}
+        return {name: value for name, value in found.items() if value}
 
     def _files(self, legacy_format: bool | None) -> dict[str, bytes]:
         return {
