@@ -9,7 +9,9 @@ from tokenizers import AddedToken
 
 from xformer.tokenization.auto import AutoTokenizer
 from xformer.tokenization.folders import MAX_CONFIG_BYTES, MAX_MODEL_BYTES
+from xformer.tokenization.special_tokens import ROLES
 from xformer.tokenization.xglm import XGLMTokenizer
+from xformer.tokenization.xglm_fast import XGLMTokenizerFast
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SIZE = 2008
@@ -182,6 +184,22 @@ def test_large_files_are_refused(folder, name, limit):
         file.truncate(limit + 1)
     with pytest.raises(ValueError, match=f"{name} must not be larger than {limit} bytes"):
         XGLMTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("role", [role for role in ROLES if role != "mask_token"])
+@pytest.mark.parametrize("kind", [XGLMTokenizer, XGLMTokenizerFast])
+def test_roles_without_a_token_stay_without_one(kind, role, folder, tmp_path):
+    assigned = kind.from_pretrained(folder)
+    setattr(assigned, role, None)
+    given = kind.from_pretrained(folder, **{role: None})
+    for name, tokenizer in (("assigned", assigned), ("given", given)):
+        tokenizer.save_pretrained(tmp_path / name)
+        config = json.loads((tmp_path / name / "tokenizer_config.json").read_text())
+        assert config[role] is None
+        again = kind.from_pretrained(tmp_path / name)
+        assert getattr(again, role) is None is getattr(again, f"{role}_id")
+        assert again.fingerprint() == tokenizer.fingerprint()
+        assert again.fingerprint() != kind.from_pretrained(folder).fingerprint()
 
 
 def test_flags_are_written_where_there_are_any(folder, tmp_path):

@@ -117,3 +117,9 @@ def test_families_are_retrained_as_in_transformers(folder):
     assert ours.get_vocab().keys() == theirs.get_vocab().keys()
     for text in TEXTS:
         assert ours.tokenize(text) == theirs.tokenize(text)
+
+
+def test_roles_without_a_token_stay_without_one():
+    tokenizer = XGLMTokenizerFast.from_pretrained(FIXTURES / "xglm")
+    tokenizer.cls_token = None
+    assert tokenizer.train_new_from_iterator(TEXTS, 100, show_progress=False).cls_token is None

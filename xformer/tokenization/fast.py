@@ -32,7 +32,7 @@ from xformer.tokenization.folders import (
 from xformer.tokenization.options import TokenizerOptions
 from xformer.tokenization.retraining import rename_token, retrain
 from xformer.tokenization.settings import EncodingSettings
-from xformer.tokenization.special_tokens import ADDITIONAL, Token
+from xformer.tokenization.special_tokens import ADDITIONAL, ROLES, Token
 
 _Tokenizer = TypeVar("_Tokenizer", bound="PreTrainedTokenizerFast")
 
@@ -165,6 +165,7 @@ class PreTrainedTokenizerFast(BackendCalls, BackendVocabulary, PreTrainedTokeniz
         )
         options: dict[str, Any] = dict(self.init_kwargs)
         options.pop("added_tokens_decoder", None)  # its ids are those of the old vocabulary
+        options |= {role: None for role in ROLES if role in options}  # and it may have none now
         for role, token in self.special_tokens_map_extended.items():
             options[role] = token if role == ADDITIONAL else rename_token(token, renamed)
         options[ADDITIONAL] = [*options.get(ADDITIONAL, ()), *(new_special_tokens or ())]

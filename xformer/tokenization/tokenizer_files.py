@@ -21,7 +21,7 @@ from xformer.tokenization.folders import (
     write_folder,
 )
 from xformer.tokenization.options import TokenizerOptions
-from xformer.tokenization.special_tokens import ADDITIONAL, Token
+from xformer.tokenization.special_tokens import ADDITIONAL, ROLES, Token
 from xformer.tokenization.tokens import token_fields
 
 _Tokenizer = TypeVar("_Tokenizer", bound="TokenizerFiles")
@@ -37,12 +37,14 @@ class TokenizerFiles(EncodingCalls):
         family_options: constructor arguments beyond `TokenizerOptions` that
             `tokenizer_config.json` may set and `save_pretrained` writes, with their defaults.
         clean_up_tokenization_spaces: whether `decode` joins punctuation to the word before it.
+        init_kwargs: the arguments of the constructor, for writing them again.
     """
 
     vocab_files_names: ClassVar[dict[str, str]] = {}
     class_names: ClassVar[tuple[str, ...]] = ()
     family_options: ClassVar[Mapping[str, Any]] = {}
     clean_up_tokenization_spaces: bool = False
+    init_kwargs: dict[str, Any]
 
     # What the kinds of tokenizers supply.
 
@@ -282,8 +284,11 @@ class TokenizerFiles(EncodingCalls):
             usual = getattr(type(self), key)
             if getattr(self, key) != (list(usual) if isinstance(usual, tuple) else usual):
                 config[key] = getattr(self, key)
+        # A role that was given a token, or has one by default, and has none now.
+        unset = {role: None for role in ROLES if role in self.init_kwargs}
         return {
             **config,
+            **unset,
             **self.special_tokens_map,
             "added_tokens_decoder": {
                 index: token_fields(token) for index, token in self.added_tokens_decoder.items()
