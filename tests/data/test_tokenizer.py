@@ -35,6 +35,21 @@ def test_fast_kind_is_taken_where_there_is_no_other(fast_folder):
     assert type(load_tokenizer(fast_folder)) is XGLMTokenizerFast
 
 
+def test_model_file_alone_tells_its_family(tmp_path, corpus_file, tokenizer_folder):
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    shutil.copy(Path(tokenizer_folder) / "sentencepiece.bpe.model", folder)
+    tokenizer = load_tokenizer(folder)
+    assert type(tokenizer) is XGLMTokenizer
+    assert tokenizer.fingerprint() == load_tokenizer(tokenizer_folder).fingerprint()
+    batches = open_batches(TextData((corpus_file,), str(folder), 64), batch_size=2, seed=0)
+    assert next(batches)["input_ids"].shape == (2, 64)
+    batches.close()
+    (folder / "sentencepiece.bpe.model").rename(folder / "other.model")
+    with pytest.raises(ValueError, match="bare must name its family: set tokenizer_class in"):
+        load_tokenizer(folder)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_fast_kind_gives_the_same_batches(corpus_file, tokenizer_folder, fast_folder, workers):
     taken = []

@@ -3,16 +3,18 @@
 import os
 from pathlib import Path
 
-from xformer.tokenization.auto import AutoTokenizer
+from xformer.hub import open_source
+from xformer.tokenization.auto import class_by_model_file, named_class
 from xformer.tokenization.base import PreTrainedTokenizerBase
-from xformer.tokenization.folders import TOKENIZER_FILE
+from xformer.tokenization.folders import CONFIG_FILE
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """Reads the tokenizer of the family that a folder names; nothing is downloaded.
 
-    It is the slow kind where the folder has its model file, so that its ids and its fingerprint do
-    not depend on whether somebody has put a `tokenizer.json` beside it.
+    Where no file names a family, it is the one that calls its model file as the folder's is called.
+    It is the slow kind where the folder has that file, so that its ids and its fingerprint do not
+    depend on whether somebody has put a `tokenizer.json` beside it.
 
     Args:
         folder: a local folder.
@@ -24,10 +26,12 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
         FileNotFoundError: there is no such folder, or no vocabulary in it.
         ValueError: its files are damaged or of an unknown family.
     """
-    path = Path(folder)
-    try:
-        return AutoTokenizer.from_pretrained(path, use_fast=False)
-    except FileNotFoundError:
-        if not (path / TOKENIZER_FILE).is_file():
-            raise
-        return AutoTokenizer.from_pretrained(path)
+    path = Path(folder)  # A path is never taken for a name of the hub.
+    source = open_source(path)
+    fast = named_class(source) or class_by_model_file(source)
+    if fast is None:
+        raise ValueError(f"{path} must name its family: set tokenizer_class in {CONFIG_FILE}")
+    slow = fast.slow_tokenizer_class
+    has_model = slow is not None and all(map(source.file, slow.vocab_files_names.values()))
+    kind = slow if slow is not None and has_model else fast
+    return kind.from_source(source, {"name_or_path": os.fspath(path)})

@@ -79,9 +79,58 @@ class AutoTokenizer:
         if tokenizer_type is not None:
             chosen = _by_model_type(tokenizer_type, "tokenizer_type")
         else:
-            chosen = _named(source, CONFIG_FILE) or _by_model(source, config)
+            named = named_class(source, config)
+            if named is None:
+                raise ValueError(
+                    f"{source.name} must say whose tokenizer it is: tokenizer_class in "
+                    f"{CONFIG_FILE}, or model_type in {_MODEL_CONFIG}; or pass tokenizer_type"
+                )
+            chosen = named
         name = os.fspath(pretrained_model_name_or_path)
         return _of_kind(chosen, use_fast).from_source(source, {"name_or_path": name, **options})
+
+
+def named_class(source: Source, config: Any = None) -> type[PreTrainedTokenizerFast] | None:
+    """Finds the class that a folder names.
+
+    Args:
+        source: the folder.
+        config: the model's config, whose `model_type` wins over that of the folder's.
+
+    Returns:
+        The fast class, which knows the slow one; `None` where no file names one.
+
+    Raises:
+        ValueError: the class is unknown, or code would have to be run.
+    """
+    named = _named(source, CONFIG_FILE)
+    if named is not None:
+        return named
+    if config is not None:
+        return _by_model_type(config.model_type, "config.model_type")
+    named = _named(source, _MODEL_CONFIG)
+    model_type = _read(source, _MODEL_CONFIG).get("model_type")
+    if named is not None or model_type is None:
+        return named
+    return _by_model_type(model_type, f"{source.name}/{_MODEL_CONFIG}: model_type")
+
+
+def class_by_model_file(source: Source) -> type[PreTrainedTokenizerFast] | None:
+    """Finds the family whose model file a folder has, for folders with nothing else in them.
+
+    Args:
+        source: the folder.
+
+    Returns:
+        The family's fast class; `None` where the files are those of no family, or of several.
+    """
+    found = [
+        fast
+        for fast in _FAMILIES.values()
+        if (slow := fast.slow_tokenizer_class)
+        and all(source.file(name) is not None for name in slow.vocab_files_names.values())
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def _named(source: Source, file: str) -> type[PreTrainedTokenizerFast] | None:
@@ -97,22 +146,6 @@ def _named(source: Source, file: str) -> type[PreTrainedTokenizerFast] | None:
     raise ValueError(
         f"{source.name}/{file}: tokenizer_class must be one of {names}, got {name!r:.80}"
     )
-
-
-def _by_model(source: Source, config: Any) -> type[PreTrainedTokenizerFast]:
-    """The class of the model that the tokenizer lies beside, or of the config that is given."""
-    if config is not None:
-        return _by_model_type(config.model_type, "config.model_type")
-    named = _named(source, _MODEL_CONFIG)
-    if named is not None:
-        return named
-    model_type = _read(source, _MODEL_CONFIG).get("model_type")
-    if model_type is None:
-        raise ValueError(
-            f"{source.name} must say whose tokenizer it is: tokenizer_class in {CONFIG_FILE}, or "
-            f"model_type in {_MODEL_CONFIG}; or pass tokenizer_type"
-        )
-    return _by_model_type(model_type, f"{source.name}/{_MODEL_CONFIG}: model_type")
 
 
 def _by_model_type(model_type: Any, where: str) -> type[PreTrainedTokenizerFast]:
