@@ -22,6 +22,11 @@ def fast_folder(tmp_path_factory, tokenizer_folder):
     return str(folder)
 
 
+def _set(folder, **fields):
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
 def test_slow_kind_is_taken_where_its_model_is(tmp_path, tokenizer_folder, fast_folder):
     both = Path(shutil.copytree(tokenizer_folder, tmp_path / "both"))
     shutil.copy(Path(fast_folder) / "tokenizer.json", both)
@@ -48,6 +53,25 @@ def test_model_file_alone_tells_its_family(tmp_path, corpus_file, tokenizer_fold
     (folder / "sentencepiece.bpe.model").rename(folder / "other.model")
     with pytest.raises(ValueError, match="bare must name its family: set tokenizer_class in"):
         load_tokenizer(folder)
+
+
+def test_tokenizer_of_no_family_is_refused(tmp_path, fast_folder):
+    folder = Path(shutil.copytree(fast_folder, tmp_path / "generic"))
+    _set(folder, tokenizer_class="PreTrainedTokenizerFast")
+    with pytest.raises(
+        ValueError, match=r"tokenizer_config\.json: .*of a family, got PreTrainedTo"
+    ):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("role", ["pad_token", "eos_token", "sep_token"])
+def test_tokens_that_training_needs_must_be_set(tmp_path, tokenizer_folder, fast_folder, role):
+    for name, source in (("slow", tokenizer_folder), ("fast", fast_folder)):
+        folder = Path(shutil.copytree(source, tmp_path / name))
+        _set(folder, **{role: None})
+        message = rf"{name}.tokenizer_config\.json: {role} must be set, and in the vocabulary"
+        with pytest.raises(ValueError, match=message):
+            load_tokenizer(folder)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -71,6 +71,14 @@ def test_merges_to_special_tokens_are_none_in_documents():
     assert tokenizer.encode_documents(["abc"])[0][1:-1].tolist() == [1, 2, 4]
 
 
+def test_documents_need_a_family_and_its_tokens(tokenizer):
+    with pytest.raises(ValueError, match="of a family, got PreTrainedTokenizerFast: nothing says"):
+        PreTrainedTokenizerFast(tokenizer_object=_words()).encode_documents(["a"])
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="eos_token must be set, and in the vocabulary; it is No"):
+        tokenizer.encode_documents(["a"])
+
+
 def test_calls_leave_no_trace_in_what_follows(tokenizer, tmp_path):
     plain = tokenizer("Hello world")
     files = {}

@@ -24,7 +24,8 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
 
     Raises:
         FileNotFoundError: there is no such folder, or no vocabulary in it.
-        ValueError: its files are damaged or of an unknown family.
+        ValueError: its files are damaged, of no family or an unknown one, or name no token for
+            padding or for what goes around a document.
     """
     path = Path(folder)  # A path is never taken for a name of the hub.
     source = open_source(path)
@@ -34,4 +35,10 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     slow = fast.slow_tokenizer_class
     has_model = slow is not None and all(map(source.file, slow.vocab_files_names.values()))
     kind = slow if slow is not None and has_model else fast
-    return kind.from_source(source, {"name_or_path": os.fspath(path)})
+    tokenizer = kind.from_source(source, {"name_or_path": os.fspath(path)})
+    try:
+        tokenizer.required_id("pad_token")
+        _ = tokenizer.document_affixes
+    except ValueError as error:
+        raise ValueError(f"{path / CONFIG_FILE}: {error}") from error
+    return tokenizer

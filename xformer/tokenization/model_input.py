@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,12 +18,14 @@ class ModelInput(SpecialTokens):
     """The part of a tokenizer that knows what its model's input looks like.
 
     Attributes:
+        document_roles: special tokens that training puts before and after a document.
         model_input_names: what the model takes, `input_ids` first.
         padding_side: "right" or "left", where sequences are filled up.
         truncation_side: "right" or "left", where they are cut.
         model_max_length: length of the longest input; a huge number where there is no limit.
     """
 
+    document_roles: ClassVar[tuple[Sequence[str], Sequence[str]]] = ((), ())
     model_input_names: Sequence[str] = ("input_ids", "token_type_ids", "attention_mask")
     padding_side: str = "right"
     truncation_side: str = "right"
@@ -98,8 +100,38 @@ class ModelInput(SpecialTokens):
 
     @property
     def document_affixes(self) -> tuple[list[int], list[int]]:
-        """Ids that training puts before and after a document."""
-        raise NotImplementedError
+        """Ids that training puts before and after a document.
+
+        Raises:
+            ValueError: the tokenizer is of no family, or one of the tokens is not set.
+        """
+        before, after = self.document_roles
+        if not before and not after:
+            raise ValueError(
+                "documents must be encoded by a tokenizer of a family, got "
+                f"{type(self).__name__}: nothing says what goes around a document; set "
+                "tokenizer_class"
+            )
+        return [self.required_id(role) for role in before], [self.required_id(r) for r in after]
+
+    def required_id(self, role: str) -> int:
+        """Gives the id of a special token that there must be.
+
+        Args:
+            role: such as "pad_token".
+
+        Returns:
+            The id.
+
+        Raises:
+            ValueError: the role has no token, or the token has no id.
+        """
+        index = getattr(self, f"{role}_id")
+        if index is None:
+            raise ValueError(
+                f"{role} must be set, and in the vocabulary; it is {getattr(self, role)}"
+            )
+        return index
 
     # What the documented calls use.
 

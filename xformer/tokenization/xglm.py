@@ -26,6 +26,7 @@ FIRST_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 class XGLMInput(ModelInput):
     """What the family puts around a sequence, whichever kind of tokenizer split it."""
 
+    document_roles: ClassVar[tuple[Sequence[str], Sequence[str]]] = (["sep_token"], ["eos_token"])
     model_input_names: Sequence[str] = ("input_ids", "attention_mask")
 
     def build_inputs_with_special_tokens(
@@ -58,11 +59,6 @@ class XGLMInput(ModelInput):
             A zero for each token of the model's input.
         """
         return [0] * len(self.build_inputs_with_special_tokens(token_ids_0, token_ids_1))
-
-    @property
-    def document_affixes(self) -> tuple[list[int], list[int]]:
-        """Ids around a document of training: `</s> X </s>`."""
-        return [self.sep_token_id], [self.eos_token_id]
 
 
 class XGLMTokenizer(XGLMInput, SentencePieceTokenizer):
