@@ -1,11 +1,23 @@
+import bz2
+import contextlib
 import gzip
 import io
 import json
+import lzma
+import sqlite3
+import tarfile
+import zipfile
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
+from array_record.python import array_record_module
 
+from xformer.data.formats.array_record import ArrayRecordFile
 from xformer.data.formats.base import SourceOptions
+from xformer.data.prepare import PrepareOptions, prepare
 from xformer.data.sources import BadRows, expand_files, open_file, read_documents
 
 ROWS = [{"text": "one\ntwo"}, {"text": "  "}, {"text": "drei \u00fc"}, {"text": "x" * 300}]
@@ -170,3 +182,116 @@ def test_missing_files_are_named(tmp_path):
 def test_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         SourceOptions(**options)
+
+
+TABLE = pa.table({"text": ["a", "b"]})
+
+
+def _table(path, kind):
+    if kind == "parquet":
+        pq.write_table(TABLE, path)
+    else:
+        new = pa.ipc.new_stream if kind == "stream" else pa.ipc.new_file
+        with new(str(path), TABLE.schema) as writer:
+            writer.write_table(TABLE)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["pq", "PARQUET", "Pq"])
+def test_parquet_has_two_suffixes_in_any_case(tmp_path, suffix):
+    assert _texts(_table(tmp_path / f"a.{suffix}", "parquet")) == ["a", "b"]
+
+
+def test_case_of_a_suffix_does_not_matter(tmp_path):
+    assert _texts(_table(tmp_path / "a.ARROW", "stream")) == ["a", "b"]
+    assert type(open_file(tmp_path / "a.ArrayRecord", SourceOptions())) is ArrayRecordFile
+    for name, content in (("a.JSONL", JSONL), ("a.NDJSON.GZ", gzip.compress(JSONL))):
+        (tmp_path / name).write_bytes(content)
+        assert _texts(tmp_path / name) == ["one\ntwo", "drei \u00fc", "x" * 300]
+    (tmp_path / "a.ZST").write_bytes(zstandard.compress(b"text"))
+    assert _texts(tmp_path / "a.ZST") == ["text"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("parquet", r"a Parquet file: its name must end in \.parquet$"),
+        ("empty parquet", r"a Parquet file: its name must end in \.parquet$"),
+        ("stream", r"an Arrow stream: its name must end in \.arrow$"),
+        ("feather", r"an Arrow \(Feather\) file: write it again as Parquet$"),
+        ("records", r"an ArrayRecord file: its name must end in \.arrayrecord$"),
+        ("gzip", r"gzip: its name must end in \.gz$"),
+        ("zstd", r"zstd: its name must end in \.zst$"),
+        ("bzip2", "bzip2: compress it with gzip or zstd$"),
+        ("xz", "xz: compress it with gzip or zstd$"),
+        ("zip", "a zip archive: unpack it"),
+        ("tar", "a tar archive: unpack it"),
+        ("sqlite", "an SQLite database: write its texts as JSON lines$"),
+        ("numpy", "a NumPy array: files hold text, not numbers$"),
+        ("utf-16", "UTF-16: write it again as UTF-8$"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.gz", "a.zst", "a"])
+def test_other_content_is_refused_as_a_file(tmp_path, make_binary, kind, message, name):
+    path = tmp_path / name
+    path.write_bytes(make_binary(kind))
+    if path.suffix in (".gz", ".zst"):
+        pack = gzip.compress if path.suffix == ".gz" else zstandard.compress
+        path.write_bytes(pack(path.read_bytes()))
+        message = message.replace(":", rf" inside of \{path.suffix}; decompress it first, then", 1)
+    with pytest.raises(ValueError, match=f"{name} must hold text, .* but begins as {message}"):
+        _texts(path)
+
+
+@pytest.fixture
+def make_binary(tmp_path):
+    """Makes the bytes of files that are no text, with what usually writes them."""
+
+    def make(kind):
+        path = tmp_path / "made"
+        if kind == "empty parquet":
+            pq.write_table(TABLE[:0], path, use_dictionary=False)
+        elif kind in ("parquet", "stream", "feather"):
+            _table(path, kind)
+        elif kind == "records":
+            array_record_module.ArrayRecordWriter(str(path), "group_size:1").close()
+        elif kind == "tar":
+            (tmp_path / "inner.txt").write_text("text")
+            with tarfile.open(path, "w") as archive:
+                archive.add(tmp_path / "inner.txt", "inner.txt")
+        elif kind == "zip":
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr("inner.txt", "text")
+        elif kind == "sqlite":
+            with contextlib.closing(sqlite3.connect(path)) as database:
+                database.execute("create table texts (text)")
+        elif kind == "numpy":
+            with path.open("wb") as file:
+                np.save(file, np.zeros(3))
+        else:
+            pack = {"gzip": gzip, "zstd": zstandard, "bzip2": bz2, "xz": lzma}
+            return "text".encode(kind) if kind == "utf-16" else pack[kind].compress(b"text")
+        return path.read_bytes()
+
+    return make
+
+
+@pytest.mark.parametrize("text", ["PAR1", "PAR1 is a par file", "ARROW1", "PK", "Object", "BZh9"])
+def test_text_that_only_begins_alike_is_text(tmp_path, text):
+    (tmp_path / "a.txt").write_text(text)
+    assert _texts(tmp_path / "a.txt") == [text]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_wrongly_named_table_is_not_one_bad_row_of_many(tmp_path, tokenizer_folder, workers):
+    (tmp_path / "rows.jsonl").write_bytes(JSONL * 1000)
+    _table(tmp_path / "shard.parquet-00000-of-00001", "parquet")
+    options = PrepareOptions(length=8)
+    with pytest.raises(ValueError, match="shard.parquet-00000-of-00001 must hold text"):
+        prepare(
+            [str(tmp_path / "*")],
+            tokenizer_folder,
+            tmp_path / "out",
+            options=options,
+            workers=workers,
+        )

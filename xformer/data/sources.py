@@ -20,8 +20,9 @@ from xformer.data.formats.decoding import BadRowError
 from xformer.data.formats.parquet import ParquetFile
 from xformer.data.formats.text import TextFile
 
+_PARQUET = (".parquet", ".pq")
 # Shards are often called `train.array_record-00000-of-00010`.
-_ARRAY_RECORD = re.compile(r"\.array_?record(-\d+-of-\d+)?$")
+_ARRAY_RECORD = re.compile(r"\.array_?record(-\d+-of-\d+)?$", re.IGNORECASE)
 
 
 @dataclass
@@ -110,9 +111,10 @@ def open_file(path: Path, options: SourceOptions) -> RawFile:
     Returns:
         The file.
     """
-    if path.suffix == ".parquet":
+    suffix = path.suffix.lower()
+    if suffix in _PARQUET:
         return ParquetFile(path, options)
-    if path.suffix == ".arrow":
+    if suffix == ".arrow":
         return ArrowStream(path, options)
     if _ARRAY_RECORD.search(path.name):
         return ArrayRecordFile(path, options)

@@ -1,7 +1,7 @@
 """Text and JSON-lines files, plain and compressed: where one document ends and the next begins.
 
-What a file is, its name says: `.jsonl` and `.ndjson` hold one JSON object a line, everything else
-is UTF-8 text; `.gz` and `.zst` behind either are read through.
+What a file is, its name says, in any case: `.jsonl` and `.ndjson` hold one JSON object a line,
+everything else is UTF-8 text; `.gz` and `.zst` behind either are read through.
 """
 
 import gzip
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from xformer.data.formats.base import Place, RawDocument, SeekableFile
 from xformer.data.formats.decoding import decode_json, decode_text
+from xformer.data.formats.signatures import refuse_binary
 from xformer.data.formats.zstd import ZstdReader
 
 _JSONL = (".jsonl", ".ndjson")
@@ -36,16 +37,19 @@ class TextFile(SeekableFile):
             The documents; their lines are counted from where reading began.
 
         Raises:
-            ValueError: the file is not what its compression suffix says, or is cut off.
+            ValueError: the file is not what its name says, or is cut off.
         """
         try:
             with self.path.open("rb") as file:
+                stream = self._decompress(file)
                 if start:
                     start = _skip_line(file, start)
-                yield from self._split(self._decompress(file), start, stop)
+                else:
+                    refuse_binary(stream, self.path, self._compression)
+                yield from self._split(stream, start, stop)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise ValueError(
-                f"{self.path} must be a whole {self.path.suffix} file: {error}"
+                f"{self.path} must be a whole {self._compression} file: {error}"
             ) from error
 
     def fetch(self, place: Place) -> bytes:
@@ -97,24 +101,26 @@ class TextFile(SeekableFile):
     @property
     def splittable(self) -> bool:
         """Whether every document is one line of an uncompressed file."""
-        return not self._is_compressed and self._is_lines
+        return not self._compression and self._is_lines
 
     @property
-    def _is_compressed(self) -> bool:
-        return self.path.suffix in _COMPRESSED
+    def _compression(self) -> str:
+        suffix = self.path.suffix.lower()
+        return suffix if suffix in _COMPRESSED else ""
 
     @property
     def _is_jsonl(self) -> bool:
-        return (self.path.with_suffix("") if self._is_compressed else self.path).suffix in _JSONL
+        name = self.path.with_suffix("") if self._compression else self.path
+        return name.suffix.lower() in _JSONL
 
     @property
     def _is_lines(self) -> bool:
         return self._is_jsonl or self.options.text_split == "line"
 
-    def _decompress(self, file: io.BufferedIOBase) -> io.BufferedIOBase:
-        if self.path.suffix == ".gz":
+    def _decompress(self, file: io.BufferedReader) -> io.BufferedReader | gzip.GzipFile:
+        if self._compression == ".gz":
             return gzip.GzipFile(fileobj=file)
-        if self.path.suffix == ".zst":
+        if self._compression == ".zst":
             return io.BufferedReader(ZstdReader(file), 2**20)
         return file
 
@@ -129,7 +135,7 @@ class TextFile(SeekableFile):
         else:
             documents = _read_whole(stream, limit)
         for offset, size, line, content in documents:
-            place = None if self._is_compressed else (offset, size)
+            place = None if self._compression else (offset, size)
             flaw = self._too_long() if content is None else ""
             yield RawDocument(place, line, content, flaw)
 
