@@ -1,7 +1,6 @@
 """What a new family has to declare, and what it gets for it: a family made up for this file."""
 
 import importlib
-from dataclasses import dataclass
 from typing import ClassVar
 
 import flax.linen as nn
@@ -14,7 +13,7 @@ from xformer.layers.embedding import TokenEmbedding
 from xformer.layers.execution import Execution
 from xformer.layers.heads import Base
 from xformer.layers.linear import Linear
-from xformer.models.config import MAX_VOCAB, ModelConfig
+from xformer.models.config import MAX_VOCAB, ModelConfig, model_config
 from xformer.outputs import FlaxBaseModelOutput, FlaxSequenceClassifierOutput
 from xformer.partitioning import MeshConfig, make_mesh
 from xformer.pretrained import auto
@@ -24,13 +23,13 @@ from xformer.pretrained.names import WeightTable
 # models/<family>.py
 
 
-@dataclass(unsafe_hash=True)
+@model_config
 class BagConfig(ModelConfig):
     """A bag of words."""
 
     vocab_size: int = 24
     width: int = 8
-    num_labels: int = 8
+    classes: int = 8
 
     model_type: ClassVar[str] = "bag"
     attribute_map: ClassVar[dict[str, str]] = {"hidden_size": "width"}
@@ -61,7 +60,7 @@ class BagClassifier(nn.Module):
     def __call__(self, input_ids, deterministic=True, **flags):
         states = BagModel(self.config, self.execution, name="bag")(input_ids).last_hidden_state
         head = Linear(
-            self.config.num_labels,
+            self.config.classes,
             ("embed", "mlp"),
             kernel_init=nn.initializers.normal(0.3),
             use_bias=True,

@@ -1,6 +1,7 @@
 """Uploading a folder to the hub."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import xformer
@@ -16,6 +17,7 @@ def push_folder(
     token: str | bool | None = None,
     create_pr: bool = False,
     revision: str | None = None,
+    files: Sequence[str] | None = None,
 ) -> str:
     """Uploads the files of a folder as one commit, and makes the repository where there is none.
 
@@ -27,6 +29,7 @@ def push_folder(
         token: Gives the right to write; None takes the stored login.
         create_pr: Whether the commit becomes a pull request.
         revision: The branch that is written, "main" where it is None.
+        files: Names of the files that are uploaded; all of the folder's where it is None.
 
     Returns:
         The address of the commit, or of the pull request.
@@ -51,6 +54,7 @@ def push_folder(
             commit_message=commit_message,
             create_pr=create_pr,
             revision=revision,
+            allow_patterns=None if files is None else list(files),
         )
         return commit.pr_url or commit.commit_url
 

@@ -103,6 +103,20 @@ class Stack(nn.Module):
         outputs, entered = zip(*collected, strict=True)
         return StackOutput(x_BTD, outputs, entered if keep_inputs else None)
 
+    def _advice(self, name: str) -> str:
+        """What to do about parameters that lack a block."""
+        place, found = "/".join(self.path), len(self.variables.get("params", {}))
+        if name != STACKED and not self.has_variable("params", STACKED):
+            return (
+                f"the parameters at {place} have {found} layers and the config asks for "
+                f"{self.num_layers}; change the config's number of layers"
+            )
+        return (
+            f"the parameters at {place} have no {name!r}: they are those of a "
+            f"{'looped' if name == STACKED else 'scanned'} stack; convert them with restack() or "
+            "change Execution.layers"
+        )
+
     def _loop(self, step: Callable, x_BTD: Array, params: Any, inputs: Any, keys: Any) -> Any:
         collected = []
         for layer in range(self.num_layers):
@@ -124,11 +138,7 @@ class Stack(nn.Module):
         if not self.is_initializing():
             for name in names:
                 if not self.has_variable("params", name):
-                    raise ValueError(
-                        f"the parameters at {'/'.join(self.path)} have no {name!r}: they are those "
-                        f"of a {'looped' if name == STACKED else 'scanned'} stack; "
-                        "convert them with restack() or change Execution.layers"
-                    )
+                    raise ValueError(self._advice(name))
             return self.variables["params"]
         root = self.make_rng("params")
 
@@ -177,8 +187,8 @@ def looped_shapes(shapes: Any) -> Any:
     """The shapes of looped stacks from those of scanned ones, without tracing every layer.
 
     Args:
-        shapes: A pytree of `jax.ShapeDtypeStruct`s, in which scanned stacks are dicts with the key
-            "stacked".
+        shapes: A pytree of `jax.ShapeDtypeStruct`s, boxed with their axes or not, in which scanned
+            stacks are dicts with the key "stacked".
 
     Returns:
         The pytree with a dict "0", "1", ... for each of them; layers share their parts.
@@ -188,8 +198,11 @@ def looped_shapes(shapes: Any) -> Any:
     if set(shapes) != {STACKED}:
         return {name: looped_shapes(value) for name, value in shapes.items()}
     count = jax.tree.leaves(shapes)[0].shape[0]
-    layer = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), shapes)
-    return {str(i): layer[STACKED] for i in range(count)}
+    layer = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), shapes[STACKED]
+    )
+    layer = nn.meta.remove_axis(layer, 0, {nn.PARTITION_NAME: "layers"})
+    return {str(i): layer for i in range(count)}
 
 
 def _is_looped(node: Mapping) -> bool:

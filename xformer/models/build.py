@@ -29,7 +29,7 @@ def config_class(model_type: object) -> type[ModelConfig]:
         if cls.model_type == model_type:
             return cls
     known = sorted(cls.model_type for cls in _MODULES)
-    raise ValueError(f"model_type must be one of {known}, got {model_type!r}")
+    raise ValueError(f"model_type must be one of {known}, got {model_type!r:.80}")
 
 
 def supported_heads(config: ModelConfig) -> tuple[type, ...]:

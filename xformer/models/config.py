@@ -6,14 +6,17 @@ a model is built, so a field may be assigned in between, as the documented examp
 """
 
 import dataclasses
+import functools
 import json
 import logging
 import os
 import typing
-from collections.abc import Mapping
-from dataclasses import Field, dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
 
 from xformer.field_types import conform
 from xformer.files import read_object, write_atomic
@@ -24,9 +27,10 @@ MAX_CONFIG_BYTES = 4 * 2**20
 
 MAX_VOCAB = 2**24
 MAX_POSITIONS = 2**20
-MAX_TABLE = 2**28  # of positions, made on the host: 1 GiB
+MAX_TABLE = 2**26  # of positions, made on the host: 256 MiB
 MAX_LAYERS = 1024
 MAX_WIDTH = 2**20
+MAX_LABELS = 2**16
 
 REFUSED = ("auto_map", "custom_code", "custom_pipelines")
 """Fields that ask for code to be run."""
@@ -39,26 +43,62 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 """Common fields that would change the computation, with the values that do not."""
 
-CARRIED = frozenset(
+CARRIED: Mapping[str, Any] = {
     # of the file: who wrote it, for which class
-    "architectures dtype torch_dtype torchscript use_bfloat16 tf_legacy_loss "
+    "architectures": None,
+    "dtype": None,
+    "torch_dtype": None,
+    "torchscript": False,
+    "use_bfloat16": False,
+    "tf_legacy_loss": False,
     # of a task or a tokenizer
-    "finetuning_task id2label label2id problem_type task_specific_params tokenizer_class prefix "
+    "finetuning_task": None,
+    "id2label": {0: "LABEL_0", 1: "LABEL_1"},
+    "label2id": {"LABEL_0": 0, "LABEL_1": 1},
+    "problem_type": None,
+    "task_specific_params": None,
+    "tokenizer_class": None,
+    "prefix": None,
     # of other families' classes, without a meaning here
-    "is_decoder is_encoder_decoder sep_token_id chunk_size_feed_forward gradient_checkpointing "
+    "is_decoder": False,
+    "is_encoder_decoder": False,
+    "sep_token_id": None,
+    "chunk_size_feed_forward": 0,
+    "gradient_checkpointing": False,
     # of generation, where it has no generation_config.json
-    "bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping "
-    "encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id "
-    "forced_eos_token_id length_penalty max_length min_length no_repeat_ngram_size "
-    "num_beam_groups num_beams num_return_sequences output_scores remove_invalid_values "
-    "repetition_penalty return_dict_in_generate suppress_tokens temperature top_k top_p "
-    "typical_p".split()
-)
-"""Common fields that no computation here depends on: kept, shown as attributes, written back."""
+    "bad_words_ids": None,
+    "begin_suppress_tokens": None,
+    "diversity_penalty": 0.0,
+    "do_sample": False,
+    "early_stopping": False,
+    "encoder_no_repeat_ngram_size": 0,
+    "exponential_decay_length_penalty": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "length_penalty": 1.0,
+    "max_length": 20,
+    "min_length": 0,
+    "no_repeat_ngram_size": 0,
+    "num_beam_groups": 1,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "output_scores": False,
+    "remove_invalid_values": False,
+    "repetition_penalty": 1.0,
+    "return_dict_in_generate": False,
+    "suppress_tokens": None,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "typical_p": 1.0,
+}
+"""Common fields that no module depends on, with the documented defaults: kept and written back."""
 
+_CARRIED_NAMES = frozenset({*CARRIED, "num_labels"})
 _UNWRITTEN = frozenset({"model_type", "transformers_version", "_name_or_path", "name_or_path"})
 _CALL = {"configurable": False}  # a call's default, not the architecture's: gin does not bind it
 
+T = TypeVar("T")
 _logger = logging.getLogger(__name__)
 
 
@@ -79,6 +119,8 @@ class ModelConfig:
     output_attentions: bool = field(default=False, compare=False, repr=False, metadata=_CALL)
     output_hidden_states: bool = field(default=False, compare=False, repr=False, metadata=_CALL)
     return_dict: bool = field(default=True, compare=False, repr=False, metadata=_CALL)
+    carried: dict[str, Any] = field(default_factory=dict, compare=False, repr=False, metadata=_CALL)
+    name_or_path: str = field(default="", compare=False, repr=False, metadata=_CALL)
 
     model_type: ClassVar[str] = ""
     attribute_map: ClassVar[Mapping[str, str]] = {}
@@ -90,8 +132,7 @@ class ModelConfig:
             TypeError: naming a field of the wrong type.
             ValueError: naming the field to change.
         """
-        object.__setattr__(self, "carried", {})
-        object.__setattr__(self, "name_or_path", "")
+        self.carried = dict(self.carried)  # not shared with the config it was copied from
         self.validate()
 
     def validate(self) -> None:
@@ -126,17 +167,19 @@ class ModelConfig:
         """Finds a field by another documented name, or a carried one."""
         if name in type(self).attribute_map:
             return getattr(self, type(self).attribute_map[name])
+        if name == "num_labels":
+            return len(self.id2label)
         if name in CARRIED:
-            return self.carried.get(name)
+            return self.__dict__.get("carried", {}).get(name, CARRIED[name])
         raise AttributeError(f"{type(self).__name__} has no field {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Assigns a field under any of its documented names; `validate` judges it."""
         name = type(self).attribute_map.get(name, name)
-        if name in type(self).__dataclass_fields__ or name in ("carried", "name_or_path"):
+        if name in type(self).__dataclass_fields__:
             object.__setattr__(self, name, value)
-        elif name in CARRIED:
-            self.carried[name] = value
+        elif name in _CARRIED_NAMES:
+            self.carried.update(_carry(name, value))
         else:
             raise AttributeError(
                 f"{type(self).__name__} has no field {name!r}; it has {sorted(_names(self))}"
@@ -170,7 +213,7 @@ class ModelConfig:
         found = config_dict.get("model_type", cls.model_type)
         if found != cls.model_type:
             raise ValueError(
-                f"{cls.__name__} needs model_type {cls.model_type!r}, got {found!r}; "
+                f"{cls.__name__} needs model_type {cls.model_type!r}, got {found!r:.80}; "
                 "AutoConfig chooses the class by it"
             )
         names = _names(cls)
@@ -180,16 +223,11 @@ class ModelConfig:
                 f"{cls.__name__} has no field {sorted(unused)}; it has {sorted(names)}"
             )
         values = {**config_dict, **{k: v for k, v in overrides.items() if k in names}}
-        values = {cls.attribute_map.get(key, key): value for key, value in values.items()}
-        declared = {one.name for one in fields(cls)}
-        given = {key: value for key, value in values.items() if key in declared}
-        config = cls(**_conformed(cls, given))
-        config.carried = {key: value for key, value in values.items() if key in CARRIED}
-        unknown = values.keys() - declared - CARRIED - _UNWRITTEN - NEUTRAL.keys()
+        known = {key: value for key, value in values.items() if key in names}
+        unknown = values.keys() - known.keys() - _UNWRITTEN - NEUTRAL.keys()
         if unknown:
-            _logger.warning(
-                "%s has no fields %s: they are left out", cls.__name__, sorted(map(str, unknown))
-            )
+            _logger.warning("%s has no fields %s: they are left out", cls.__name__, some(unknown))
+        config = cls(**known)
         return (config, unused) if return_unused_kwargs else config
 
     @classmethod
@@ -280,12 +318,12 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name, with `model_type`, as JSON values."""
-        own = {one.name: getattr(self, one.name) for one in fields(self)}
+        own = {name: getattr(self, name) for name in _declared(type(self))}
         return {**self.carried, **own, "model_type": self.model_type}
 
     def to_diff_dict(self) -> dict[str, Any]:
         """The fields that a file needs: the architecture, and what differs from the defaults."""
-        defaults = {one.name: one.default for one in fields(self) if _is_call_default(one)}
+        defaults = {one.name: one.default for one in fields(ModelConfig)}
         missing = object()
         return {k: v for k, v in self.to_dict().items() if defaults.get(k, missing) != v}
 
@@ -381,17 +419,84 @@ def check_published(values: Mapping[str, Any]) -> None:
     """
     for key, value in values.items():
         if key in REFUSED or key.startswith("_attn_implementation"):
-            raise ValueError(f"config field {key!r} is refused: it can ask for code to be run")
+            raise ValueError(f"config field {key!r:.80} is refused: it can ask for code to be run")
         if key in NEUTRAL and value not in NEUTRAL[key]:
             raise ValueError(
-                f"config field {key!r} must be one of {list(NEUTRAL[key])}, got {value!r}"
+                f"config field {key!r} must be one of {list(NEUTRAL[key])}, got {value!r:.80}"
             )
+
+
+@typing.dataclass_transform(field_specifiers=(field,))
+def model_config(cls: type[T]) -> type[T]:
+    """Makes a dataclass of a family's config, as `@dataclass(unsafe_hash=True)` does.
+
+    Its constructor also takes the common documented fields and the aliases of `attribute_map`.
+
+    Args:
+        cls: A subclass of `ModelConfig` with annotated fields.
+
+    Returns:
+        The class.
+    """
+    cls = dataclass(unsafe_hash=True)(cls)
+    plain = cls.__init__
+
+    @functools.wraps(plain)
+    def __init__(self: Any, *values: Any, **named: Any) -> None:
+        aliases = type(self).attribute_map
+        named = {aliases.get(key, key): value for key, value in named.items()}
+        if named.pop("model_type", cls.model_type) != cls.model_type:  # type: ignore[attr-defined]
+            raise ValueError(f"{cls.__name__} has its own model_type; AutoConfig knows others")
+        named.pop("transformers_version", None)
+        common = (_CARRIED_NAMES & named.keys()) - {*_declared(cls)}  # type: ignore[arg-type]
+        extra = {key: named.pop(key) for key in common}
+        plain(self, *values, **named)
+        for key, value in extra.items():
+            setattr(self, key, value)
+
+    cls.__init__ = __init__  # type: ignore[method-assign]
+    return cls
+
+
+def some(names: Iterable[Any], most: int = 20) -> str:
+    """Names for a message: sorted, shortened, and not more than a few.
+
+    Args:
+        names: Any number of them.
+        most: How many are shown.
+
+    Returns:
+        A list as text.
+    """
+    ordered = sorted(map(str, names))
+    shown = ", ".join(f"{name!r:.80}" for name in ordered[:most])
+    return f"[{shown}]" + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
+
+
+def _carry(name: str, value: Any) -> dict[str, Any]:
+    """A carried field in the form that a file has, and what follows from it."""
+    if name == "num_labels":
+        if type(value) is not int or not 0 <= value <= MAX_LABELS:
+            raise ValueError(f"num_labels must be in 0..{MAX_LABELS}, got {value!r:.80}")
+        labels = {i: f"LABEL_{i}" for i in range(value)}
+        return {"id2label": labels, "label2id": {label: i for i, label in labels.items()}}
+    if name in ("dtype", "torch_dtype") and value is not None and not isinstance(value, str):
+        value = str(value).removeprefix("torch.") if "torch." in str(value) else _dtype_name(value)
+    if name == "id2label" and value is not None:
+        value = {int(index): label for index, label in dict(value).items()}
+    return {name: value}
+
+
+def _dtype_name(value: Any) -> str:
+    return str(np.dtype(value).name)
 
 
 def _conformed(cls: type[ModelConfig], values: Mapping[str, Any]) -> dict[str, Any]:
     """Values of fields, checked against their annotations; a whole number is taken for a float."""
     hints, checked = typing.get_type_hints(cls), {}
     for name, value in values.items():
+        if isinstance(value, np.generic):
+            value = value.item()
         if hints[name] is float and isinstance(value, float):
             checked[name] = value  # NaN too: the check of the range says more about it
             continue
@@ -402,11 +507,12 @@ def _conformed(cls: type[ModelConfig], values: Mapping[str, Any]) -> dict[str, A
     return checked
 
 
+def _declared(config: type[ModelConfig]) -> list[str]:
+    """The fields that a file has, without the aliases and the common ones."""
+    return [one.name for one in fields(config) if one.name not in ("carried", "name_or_path")]
+
+
 def _names(config: ModelConfig | type[ModelConfig]) -> set[str]:
     """Every name under which a field can be given."""
-    declared = {one.name for one in fields(config)}
-    return declared | set(config.attribute_map) | CARRIED
-
-
-def _is_call_default(one: Field) -> bool:
-    return not one.metadata.get("configurable", True)
+    cls = config if isinstance(config, type) else type(config)
+    return {*_declared(cls), *cls.attribute_map, *_CARRIED_NAMES}

@@ -21,7 +21,6 @@ Parameters, for `XGLMForCausalLM` with looped layers:
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -49,6 +48,7 @@ from xformer.models.config import (
     MAX_VOCAB,
     MAX_WIDTH,
     ModelConfig,
+    model_config,
 )
 from xformer.outputs import (
     FlaxBaseModelOutputWithPastAndCrossAttentions,
@@ -60,7 +60,7 @@ LAYER_NORM_EPSILON = 1e-5  # not a config field: the published weights use PyTor
 _NAMES = ProjectionNames("q_proj", "k_proj", "v_proj", "out_proj")
 
 
-@dataclass(unsafe_hash=True)
+@model_config
 class XGLMConfig(ModelConfig):
     """The architecture of an XGLM model; the defaults are those of XGLM-564M.
 

@@ -1,14 +1,26 @@
 """Classes that choose a family by the `model_type` of a config.json."""
 
+import inspect
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
 from xformer.files import read_object
-from xformer.hub import HubOptions
+from xformer.hub import HubOptions, open_source
 from xformer.models.build import config_class
-from xformer.models.config import MAX_CONFIG_BYTES, ModelConfig, check_published, config_path
+from xformer.models.config import (
+    CONFIG_FILE,
+    MAX_CONFIG_BYTES,
+    ModelConfig,
+    check_published,
+    config_path,
+)
 from xformer.pretrained import xglm
+from xformer.pretrained.arguments import without_former
 from xformer.pretrained.model import FlaxPreTrainedModel
 
 _CLASSES: Mapping[str, Mapping[str, type[FlaxPreTrainedModel]]] = {
@@ -17,6 +29,7 @@ _CLASSES: Mapping[str, Mapping[str, type[FlaxPreTrainedModel]]] = {
 
 
 _HUB_ARGUMENTS = frozenset(HubOptions.__dataclass_fields__)
+_MODEL_ARGUMENTS = frozenset(inspect.signature(FlaxPreTrainedModel.from_pretrained).parameters)
 
 
 class AutoConfig:
@@ -47,15 +60,10 @@ class AutoConfig:
             ValueError: if `model_type` is unknown or a field is refused; it names the file.
         """
         _refuse_code(trust_remote_code)
-        hub, overrides = _split(arguments)
+        token, arguments = without_former(arguments.pop("token", None), arguments)
+        hub, overrides = _split({**arguments, "token": token})
         path = config_path(pretrained_model_name_or_path, HubOptions(**hub))
-        found = read_object(path, MAX_CONFIG_BYTES)
-        try:
-            check_published(found)
-            cls = config_class(found.get("model_type"))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        result = cls.from_file(path, return_unused_kwargs=return_unused_kwargs, **overrides)
+        result = _read(path, return_unused_kwargs, overrides)
         config = result[0] if return_unused_kwargs else result
         config.name_or_path = str(pretrained_model_name_or_path)
         return result
@@ -90,6 +98,7 @@ class FlaxAutoModel:
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
+        dtype: DTypeLike = jnp.float32,
         *,
         config: ModelConfig | str | os.PathLike[str] | None = None,
         trust_remote_code: bool = False,
@@ -99,6 +108,7 @@ class FlaxAutoModel:
 
         Args:
             pretrained_model_name_or_path: A folder in the published format, or a name on the hub.
+            dtype: Dtype of the computation.
             config: The architecture, or where to read it, if not from the model's config.json.
             trust_remote_code: Only False: code of a model folder is never run.
             **arguments: As for `FlaxPreTrainedModel.from_pretrained`.
@@ -112,21 +122,29 @@ class FlaxAutoModel:
                 `FlaxPreTrainedModel.from_pretrained`.
         """
         _refuse_code(trust_remote_code)
+        token, arguments = without_former(arguments.pop("token", None), arguments)
+        hub, rest = _split({**arguments, "token": token})
+        hub["revision"] = hub.get("revision") or "main"
+        # One source for both: a branch may move between the config and the weights.
+        source = open_source(pretrained_model_name_or_path, HubOptions(**hub))
         chosen = config
         if not isinstance(chosen, ModelConfig):
-            where = pretrained_model_name_or_path if chosen is None else chosen
-            chosen, rest = AutoConfig.from_pretrained(where, return_unused_kwargs=True, **arguments)
-            arguments = {**_split(arguments)[0], **rest}
-        return cls.class_for(chosen).from_pretrained(
-            pretrained_model_name_or_path, config=chosen, **arguments
-        )
+            path = source.require(CONFIG_FILE) if chosen is None else config_path(chosen)
+            own = {key: value for key, value in rest.items() if key in _MODEL_ARGUMENTS}
+            fields = {key: value for key, value in rest.items() if key not in own}
+            chosen, rest = _read(path, False, fields), own
+            chosen.name_or_path = source.name
+        return cls.class_for(chosen).from_pretrained(source, dtype, config=chosen, **rest)
 
     @classmethod
-    def from_config(cls, config: ModelConfig, **constructor: Any) -> FlaxPreTrainedModel:
+    def from_config(
+        cls, config: ModelConfig, *, trust_remote_code: bool = False, **constructor: Any
+    ) -> FlaxPreTrainedModel:
         """A model with random weights.
 
         Args:
             config: The architecture.
+            trust_remote_code: Only False: code of a model folder is never run.
             **constructor: As for the constructor of `FlaxPreTrainedModel`.
 
         Returns:
@@ -135,6 +153,7 @@ class FlaxAutoModel:
         Raises:
             ValueError: if the family has no class for the task.
         """
+        _refuse_code(trust_remote_code)
         return cls.class_for(config)(config, **constructor)
 
     @classmethod
@@ -169,6 +188,17 @@ def _split(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     """The arguments that say how a hub name is read, and the others."""
     hub = {key: value for key, value in arguments.items() if key in _HUB_ARGUMENTS}
     return hub, {key: value for key, value in arguments.items() if key not in hub}
+
+
+def _read(path: Path, return_unused_kwargs: bool, overrides: Mapping[str, Any]) -> Any:
+    """The config of a file, by the class that its `model_type` names."""
+    found = read_object(path, MAX_CONFIG_BYTES)
+    try:
+        check_published(found)
+        cls = config_class(found.get("model_type"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return cls.from_file(path, return_unused_kwargs=return_unused_kwargs, **overrides)
 
 
 def _refuse_code(trust_remote_code: bool) -> None:

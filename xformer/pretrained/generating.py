@@ -13,8 +13,6 @@ from xformer.generation.sampling import Sampling
 from xformer.outputs import FlaxGreedySearchOutput, FlaxSampleOutput
 from xformer.pretrained.model import FlaxPreTrainedModel, Params
 
-DEFAULT_MAX_LENGTH = 20
-
 
 class FlaxGenerationMixin(FlaxPreTrainedModel):
     """A model that predicts next tokens and can write text with them."""
@@ -47,7 +45,8 @@ class FlaxGenerationMixin(FlaxPreTrainedModel):
             attention_mask: (batch, length) 1 for tokens of a prompt, 0 for padding.
             prng_key: Random key of sampling; key 0 if None.
             params: Parameters; the model's own if None.
-            max_length: Most tokens of a row, prompt included; 20 if neither limit is given.
+            max_length: Most tokens of a row, prompt included; that of the config (20) if neither
+                limit is given.
             max_new_tokens: Most tokens to write; wins over `max_length`.
             do_sample: Whether tokens are drawn; the most likely one is taken if not.
             temperature: Divides the logits before a token is drawn.
@@ -65,7 +64,8 @@ class FlaxGenerationMixin(FlaxPreTrainedModel):
         """
         arrays = self._arrays({"input_ids": input_ids, "attention_mask": attention_mask})
         ids = arrays["input_ids"]
-        new = self._new_tokens(ids.shape[1], max_length, max_new_tokens)
+        limit = self.config.max_length if max_length is None else max_length
+        new = self._new_tokens(ids.shape[1], limit, max_new_tokens)
         if do_sample and not temperature > 0.0:
             raise ValueError(f"temperature must be positive, got {temperature}")
         module = self._generator(pad_token_id, eos_token_id)
@@ -123,15 +123,14 @@ class FlaxGenerationMixin(FlaxPreTrainedModel):
         return model_kwargs
 
     @staticmethod
-    def _new_tokens(prompt: int, max_length: int | None, max_new_tokens: int | None) -> int:
+    def _new_tokens(prompt: int, max_length: int, max_new_tokens: int | None) -> int:
         if max_new_tokens is None:
-            total = DEFAULT_MAX_LENGTH if max_length is None else max_length
-            if total <= prompt:
+            if max_length <= prompt:
                 raise ValueError(
-                    f"max_length={total} leaves no room after a prompt of {prompt} tokens; "
+                    f"max_length={max_length} leaves no room after a prompt of {prompt} tokens; "
                     "set max_length or max_new_tokens"
                 )
-            return total - prompt
+            return max_length - prompt
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         return max_new_tokens

@@ -6,6 +6,7 @@ call it has. Nothing here knows a family.
 
 import dataclasses
 import functools
+import operator
 import os
 import tempfile
 from collections.abc import Mapping
@@ -15,19 +16,19 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
-from flax.core import FrozenDict, meta, unfreeze
+from flax.core import FrozenDict, freeze, meta, unfreeze
 from jax.sharding import Mesh, SingleDeviceSharding
 from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
 from xformer import partitioning
-from xformer.hub import HubOptions, open_source, push_folder
+from xformer.hub import HubOptions, Source, open_source, push_folder
 from xformer.layers.execution import Execution
 from xformer.layers.stack import looped_shapes, restack
 from xformer.models.build import Module
 from xformer.models.config import CONFIG_FILE, ModelConfig, config_path
 from xformer.partitioning import Rules
-from xformer.pretrained.arguments import as_arrays, token_count
+from xformer.pretrained.arguments import as_arrays, check_cache, without_former
 from xformer.pretrained.loading import load_params
 from xformer.pretrained.names import WeightTable
 from xformer.pretrained.past import from_past, to_past
@@ -102,7 +103,8 @@ class FlaxPreTrainedModel:
         scanned = self._scanned()  # one layer is traced, however many there are
         inputs = self.dummy_inputs(input_shape)
         boxed = jax.eval_shape(lambda rng: scanned.init(rng, **inputs)["params"], self.key)
-        self._shapes = looped_shapes(meta.unbox(boxed))
+        looped = looped_shapes(boxed)
+        self._axes, self._shapes = partitioning.axis_names(looped), meta.unbox(looped)
         self._required = frozenset(traverse_util.flatten_dict(self._shapes))
         self._is_initialized = _do_init
         self._params: dict[str, Any] | None = None
@@ -176,11 +178,7 @@ class FlaxPreTrainedModel:
             raise ValueError(
                 "a model made with _do_init=False keeps no params: hold them outside of the model"
             )
-        params = _plain(params)
-        missing = self._required - traverse_util.flatten_dict(params).keys()
-        if missing:
-            raise ValueError(f"params lack these parameters: {listed(missing)}")
-        self._params = params
+        self._params = self._complete(params)
 
     @classmethod
     def can_generate(cls) -> bool:
@@ -243,7 +241,7 @@ class FlaxPreTrainedModel:
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str] | Source,
         dtype: DTypeLike = jnp.float32,
         *,
         config: ModelConfig | str | os.PathLike[str] | None = None,
@@ -252,7 +250,7 @@ class FlaxPreTrainedModel:
         force_download: bool = False,
         local_files_only: bool = False,
         token: str | bool | None = None,
-        revision: str = "main",
+        revision: str | None = "main",
         subfolder: str = "",
         from_pt: bool = False,
         trust_remote_code: bool = False,
@@ -271,7 +269,8 @@ class FlaxPreTrainedModel:
         that are missing are drawn; a warning names them, and those that were not used.
 
         Args:
-            pretrained_model_name_or_path: A folder in the published format, or a name on the hub.
+            pretrained_model_name_or_path: A folder in the published format, a name on the hub, or
+                either opened already.
             dtype: Dtype of the computation.
             config: The architecture, or where to read it, if not from the model's config.json.
             cache_dir: Where hub files are kept.
@@ -294,7 +293,9 @@ class FlaxPreTrainedModel:
             rules: Which logical axes `mesh` splits; the default rules if None.
             _do_init: False returns (model, params); weights that are missing are left out until
                 `init_weights` is given the params.
-            **overrides: Config fields that replace those of config.json.
+            **overrides: Config fields that replace those of config.json. Arguments of the former
+                `from_pretrained` that have no meaning here are accepted at the values that ask
+                for nothing.
 
         Returns:
             The model, or (model, params).
@@ -305,8 +306,9 @@ class FlaxPreTrainedModel:
         """
         if trust_remote_code:
             raise ValueError("trust_remote_code must be False: code of a model folder is never run")
+        token, overrides = without_former(token, overrides)
         options = HubOptions(
-            revision=revision,
+            revision=revision or "main",
             cache_dir=cache_dir,
             force_download=force_download,
             local_files_only=local_files_only,
@@ -321,7 +323,7 @@ class FlaxPreTrainedModel:
         else:
             path = source.require(CONFIG_FILE) if config is None else config_path(config, options)
             chosen = cls.config_class.from_file(path, **overrides)
-            chosen.name_or_path = str(pretrained_model_name_or_path)
+            chosen.name_or_path = source.name
         model = cls(chosen, input_shape, seed, dtype, False, gradient_checkpointing)
         weights = open_weights(source)
         if from_pt and weights.layout != "published":
@@ -376,13 +378,16 @@ class FlaxPreTrainedModel:
             OSError: if the folder cannot be written.
             ValueError: if parameters are missing or the size is malformed.
         """
-        params = self.params if params is None else _plain(params)
-        missing = self._required - traverse_util.flatten_dict(params).keys()
-        if missing:
-            raise ValueError(f"params lack these parameters: {listed(missing)}")
-        name = type(self).__name__.removeprefix("Flax")
-        config = self._config.published_as(name, _common_dtype(params))
-        save_params(
+        params = self.params if params is None else self._complete(params)
+        for path, leaf in traverse_util.flatten_dict(self._shapes).items():
+            given: Any = functools.reduce(operator.getitem, path, params)
+            if (found := jnp.shape(given)) != leaf.shape:
+                raise ValueError(
+                    f"params at {'/'.join(path)} must have shape {leaf.shape}, got {found}"
+                )
+        architecture = type(self).__name__.removeprefix("Flax")
+        config = self._config.published_as(architecture, _common_dtype(params))
+        names = save_params(
             Path(save_directory),
             params,
             self.weights,
@@ -391,7 +396,9 @@ class FlaxPreTrainedModel:
             files={CONFIG_FILE: config.to_json_string().encode()},
         )
         if push_to_hub:
-            push_folder(save_directory, repo_id or Path(save_directory).name, token=token)
+            push_folder(
+                save_directory, repo_id or Path(save_directory).name, token=token, files=names
+            )
 
     def push_to_hub(
         self,
@@ -483,7 +490,7 @@ class FlaxPreTrainedModel:
         cache = None
         if past_key_values:
             cache = from_past(past_key_values, self.cache_paths())
-            cache.check_room(token_count(arrays, self.main_input_name))
+            check_cache(cache, arrays, self.main_input_name)
         out = _apply(
             self.module,
             train,
@@ -500,6 +507,14 @@ class FlaxPreTrainedModel:
 
     # Inside.
 
+    def _complete(self, params: Params) -> dict[str, Any]:
+        """Parameters as plain dicts, if none is missing."""
+        params = _plain(params)
+        missing = self._required - traverse_util.flatten_dict(params).keys()
+        if missing:
+            raise ValueError(f"params lack these parameters: {listed(missing)}")
+        return params
+
     def _arrays(self, inputs: Mapping[str, Any]) -> dict[str, jax.Array]:
         """The arguments that are given, checked, as arrays of the dtypes that modules take."""
         return as_arrays(inputs, self.main_input_name, self._config.vocab_size)
@@ -511,10 +526,7 @@ class FlaxPreTrainedModel:
     def _placement(self, mesh: Mesh | None, rules: Rules | None, do_init: bool) -> Any:
         """Where each parameter goes; without a mesh, parameters handed out stay on the host."""
         if mesh is not None:
-            inputs = self.dummy_inputs(self.input_shape)
-            boxed = jax.eval_shape(lambda rng: self.module.init(rng, **inputs)["params"], self.key)
-            axes = partitioning.axis_names(boxed)
-            return partitioning.shardings(self._shapes, axes, mesh, rules or Rules())
+            return partitioning.shardings(self._shapes, self._axes, mesh, rules or Rules())
         if do_init:
             return None
         host = SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
@@ -559,7 +571,10 @@ def _cast(params: Params, dtype: DTypeLike, mask: Any) -> Any:
         floating = jnp.issubdtype(leaf.dtype, jnp.floating)
         return leaf.astype(dtype) if chosen and floating else leaf
 
-    return jax.tree.map(one, params) if mask is None else jax.tree.map(one, params, mask)
+    plain = unfreeze(params) if isinstance(params, FrozenDict) else params
+    mask = unfreeze(mask) if isinstance(mask, FrozenDict) else mask
+    cast = jax.tree.map(one, plain) if mask is None else jax.tree.map(one, plain, mask)
+    return freeze(cast) if isinstance(params, FrozenDict) else cast
 
 
 def _plain(params: Params) -> dict[str, Any]:

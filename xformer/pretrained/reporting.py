@@ -1,11 +1,13 @@
 """What is said about weights that a checkpoint lacks, or has beyond the model's."""
 
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flax import traverse_util
 
+from xformer.models.config import some
 from xformer.pretrained.loading import Loaded
 
 _logger = logging.getLogger(__name__)
@@ -28,6 +30,8 @@ def check_enough(loaded: Loaded, shapes: Mapping[str, Any], model: str, source: 
     sizes = {path: leaf.size * leaf.dtype.itemsize for path, leaf in wanted.items()}
     present = sum(sizes[path] for path in found)
     missing = sum(sizes.values()) - present
+    # What another shape replaces by request was there too.
+    present += sum(4 * math.prod(stored) for _, stored, _ in loaded.mismatched)
     if not present or missing > 4 * present + 2**20:
         raise ValueError(
             f"{source} has {present} bytes of the weights of {model} and lacks "
@@ -50,7 +54,7 @@ def report(loaded: Loaded, model: str, source: str) -> None:
             "exactly this model.",
             source,
             model,
-            sorted(loaded.unexpected),
+            some(loaded.unexpected),
         )
     if loaded.missing:
         _logger.warning(
@@ -72,6 +76,6 @@ def report(loaded: Loaded, model: str, source: str) -> None:
         )
 
 
-def listed(paths: Iterable[tuple[str, ...]]) -> list[str]:
-    """Paths of parameters as text, sorted."""
-    return sorted("/".join(path) for path in paths)
+def listed(paths: Iterable[tuple[str, ...]]) -> str:
+    """Paths of parameters for a message; not more than a few."""
+    return some("/".join(path) for path in paths)
