@@ -38,6 +38,7 @@ def _write(folder, kind, texts, key="text"):
             writer.write_table(table, max_chunksize=40)
     elif kind == "datasets":
         path.mkdir()
+        (path / "dataset_info.json").write_text("{}")
         names = ["data-00000-of-00002.arrow", "data-00001-of-00002.arrow"]
         (path / "state.json").write_text(
             json.dumps({"_data_files": [{"filename": name} for name in names]})

@@ -15,7 +15,7 @@ from pathlib import Path
 from xformer.data.formats.array_record import ArrayRecordFile
 from xformer.data.formats.arrow import ArrowStream
 from xformer.data.formats.base import RawDocument, RawFile, SourceOptions
-from xformer.data.formats.datasets import is_dataset, list_dataset
+from xformer.data.formats.datasets import is_dataset, is_stream_by_name, list_dataset
 from xformer.data.formats.decoding import BadRowError
 from xformer.data.formats.parquet import ParquetFile
 from xformer.data.formats.text import TextFile
@@ -80,19 +80,32 @@ def expand_files(files: Sequence[str], key: str = "files") -> tuple[Path, ...]:
 
     Raises:
         FileNotFoundError: a name or pattern matches no file.
-        ValueError: no names are given, or a folder of several splits.
+        ValueError: no names are given, or a folder of several splits, or parts of a dataset.
     """
     if not files:
         raise ValueError(f"{key} must name at least one file")
     found: dict[Path, None] = {}
     for name in files:
-        matches = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
+        exists = os.path.exists(name)
+        matches = [name] if exists else sorted(glob.glob(name, recursive=True))
+        if not (exists and is_stream_by_name(Path(name))):
+            _refuse_parts(name, matches, key)
         paths = [path for match in matches for path in _files_of(Path(match), key)]
         if not paths:
             hint = "is a folder; write FOLDER/*.txt" if os.path.isdir(name) else "matches no file"
             raise FileNotFoundError(f"every entry of {key} must name a file, but {name!r} {hint}")
         found.update(dict.fromkeys(paths))
     return tuple(found)
+
+
+def _refuse_parts(name: str, matches: Sequence[str], key: str) -> None:
+    """Refuses files beside which `datasets` says what belongs together: some are no documents."""
+    folders = dict.fromkeys(Path(match).parent for match in matches if os.path.isfile(match))
+    for folder in filter(is_dataset, folders):
+        raise ValueError(
+            f"{name!r} names files in {folder}, which `datasets` saved and which holds more than "
+            f"documents; name the folder in {key}"
+        )
 
 
 def _files_of(path: Path, key: str) -> list[Path]:

@@ -56,6 +56,42 @@ def test_patterns_find_folders_beside_files(tmp_path, dataset):
     assert found == [*streams, "second/data-00000-of-00001.arrow", "third.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "folder"),
+    [
+        ("both/train/*", "train"),
+        ("both/train/*.arrow", "train"),
+        ("both/train/data-00000*", "train"),
+        ("both/train/state.json", "train"),
+        ("both/train/cache-0.arrow", "train"),
+        ("both/*/*.arrow", "t.*"),
+        ("**/*.arrow", "t.*"),
+        ("both/*", "both"),
+        ("both/dataset_dict.json", "both"),
+    ],
+)
+def test_parts_of_what_was_saved_are_refused(tmp_path, pattern, folder):
+    for split in ("train", "test"):
+        _save(tmp_path / "both" / split, ["a"])
+    (tmp_path / "both" / "train" / "cache-0.arrow").write_bytes(b"of another computation")
+    (tmp_path / "both" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    with pytest.raises(
+        ValueError, match=rf"/{folder}, which `datasets` saved .*; name the folder in some\.key"
+    ):
+        expand_files([str(tmp_path / pattern)], "some.key")
+
+
+def test_stream_may_be_named_by_itself(dataset):
+    path = dataset / "data-00001-of-00003.arrow"
+    assert expand_files([str(path)]) == (path,)
+
+
+def test_state_of_another_program_makes_no_dataset(tmp_path):
+    (tmp_path / "state.json").write_text("{}")
+    (tmp_path / "a.txt").write_text("text")
+    assert expand_files([str(tmp_path / "*.txt")]) == (tmp_path / "a.txt",)
+
+
 def test_several_splits_are_listed(tmp_path):
     for split in ("train", "test"):
         _save(tmp_path / "both" / split, ["a"])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 _STATE = "state.json"
+_INFO = "dataset_info.json"
 _DICT = "dataset_dict.json"
 
 
@@ -21,7 +22,21 @@ def is_dataset(path: Path) -> bool:
     Returns:
         Whether it holds a dataset or several splits.
     """
-    return (path / _STATE).is_file() or (path / _DICT).is_file()
+    # Other programs write a `state.json` too.
+    both = (path / _STATE).is_file() and (path / _INFO).is_file()
+    return both or (path / _DICT).is_file()
+
+
+def is_stream_by_name(path: Path) -> bool:
+    """Says whether a file of a dataset may be named by itself.
+
+    Args:
+        path: a file in a folder for which `is_dataset`.
+
+    Returns:
+        Whether it is a table, and not one that `datasets` computed from the others.
+    """
+    return path.suffix == ".arrow" and not path.name.startswith("cache-")
 
 
 def list_dataset(folder: Path, key: str) -> list[Path]:
