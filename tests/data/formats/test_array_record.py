@@ -88,12 +88,19 @@ def test_what_the_first_record_is_holds_for_all(tmp_path, read, write_records):
 
 
 @pytest.mark.parametrize(
-    "record", [b"\x05\0\0\0\x07\0\0\0", b"\xff\xfe", b"\x89PNG\r\n", b' {"text": "a"', b"{{box}}"]
+    "record",
+    [b"\x05\0\0\0\x07\0\0\0", b"\xff\xfe", b"\x89PNG\r\n", b' {"text": "a"', b'{ "', b"{}x"],
 )
 def test_records_of_something_else_are_refused(tmp_path, read, write_records, record):
     path = write_records(tmp_path / "a.arrayrecord", [record] * 3)
     with pytest.raises(ValueError, match=r"records of .*a\.arrayrecord must be UTF-8 text, JSON"):
         read(path)
+
+
+@pytest.mark.parametrize("text", ["{{Infobox}}", "{\\bf TeX}", "{ a: 1 }", "\n{", "{'a': 1}"])
+def test_texts_may_begin_with_a_brace(tmp_path, read, write_records, text):
+    path = write_records(tmp_path / "a.arrayrecord", [text.encode(), b"second"])
+    assert read(path).texts == [text, "second"]
 
 
 def test_prepared_rows_are_no_documents(prepared_folder, read):

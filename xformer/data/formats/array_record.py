@@ -1,6 +1,7 @@
 """ArrayRecord files made elsewhere: records of text, of JSON objects or of `tf.train.Example`s."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 
@@ -14,6 +15,8 @@ from xformer.data.formats.decoding import (
     decode_text,
     read_features,
 )
+
+_OBJECT_BEGIN = re.compile(r"\s*\{\s*[\"}]")
 
 
 class ArrayRecordFile(RawFile):
@@ -124,9 +127,12 @@ def _is_json_object(content: bytes) -> bool:
 
 
 def _is_text(content: bytes) -> bool:
-    """Says whether bytes are meant as text: UTF-8, no numbers, no broken JSON object."""
+    """Says whether bytes are meant as text: UTF-8, no numbers, no broken JSON object.
+
+    Texts of wikis, of TeX and of programs begin with a brace too.
+    """
     try:
         text = decode_text(content)
     except BadRowError:
         return False
-    return "\0" not in text and not text.lstrip().startswith("{")
+    return "\0" not in text and not _OBJECT_BEGIN.match(text)
