@@ -121,3 +121,37 @@ def test_the_migration_guide_runs(published, tmp_path, monkeypatch, capsys):
     again = FlaxXGLMForCausalLM.from_pretrained(tmp_path / "exported")
     former = FlaxXGLMForCausalLM.from_pretrained(tmp_path / "exported-flax")
     jax.tree.map(np.testing.assert_array_equal, again.params, former.params)
+
+
+def test_only_the_saved_files_are_uploaded(published, tmp_path):
+    model = run(HEAD)["model"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / ".env").write_text("SECRET=1")
+    model.save_pretrained(
+        tmp_path / "mine", push_to_hub=True, repo_id="org/saved", token="hf_member"
+    )
+    repository = published.repositories["org/saved"]
+    assert set(repository.files("main")) == {".gitattributes", "config.json", "model.safetensors"}
+
+
+def test_auto_class_reads_one_commit_though_the_branch_moves(published, folder, monkeypatch):
+    from xformer.pretrained import auto
+
+    old = {path.name: path.read_bytes() for path in folder.iterdir()}
+    text = old["config.json"].replace(b'"scale_embedding": true', b'"scale_embedding": false')
+    assert text != old["config.json"]
+    read = auto._read
+
+    def read_and_move(*arguments):
+        config = read(*arguments)
+        moved = FlaxXGLMForCausalLM(XGLMConfig.from_dict(config.to_dict()), seed=9)
+        moved.save_pretrained(folder.parent / "moved")
+        weights = (folder.parent / "moved" / "model.safetensors").read_bytes()
+        published.commit(NAME, {"config.json": text, "model.safetensors": weights})
+        return config
+
+    monkeypatch.setattr(auto, "_read", read_and_move)
+    model = auto.FlaxAutoModelForCausalLM.from_pretrained(NAME)
+    expected = FlaxXGLMForCausalLM.from_pretrained(folder)
+    jax.tree.map(np.testing.assert_array_equal, model.params, expected.params)
+    assert model.config.scale_embedding

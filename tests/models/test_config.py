@@ -1,14 +1,18 @@
 """Configs: files, aliases, assignment, and what is refused."""
 
 import copy
+import dataclasses
 import json
 import logging
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from xformer.configurables import load
 from xformer.layers.heads import Base
 from xformer.models.build import build, config_class
+from xformer.models.config import CARRIED
 from xformer.models.xglm import XGLMConfig
 from xformer.training.config import describe
 
@@ -171,3 +175,81 @@ def test_unknown_families_are_refused():
     for name in ("gpt", None, ["xglm"], 3):
         with pytest.raises(ValueError, match=r"model_type must be one of \['xglm'\]"):
             config_class(name)
+
+
+def test_the_constructor_takes_aliases_and_common_fields():
+    config = XGLMConfig(hidden_size=64, num_attention_heads=4, num_hidden_layers=2, max_length=9)
+    assert (config.d_model, config.attention_heads, config.num_layers) == (64, 4, 2)
+    assert config.max_length == 9 and config.to_dict()["max_length"] == 9
+    assert XGLMConfig(**config.to_dict()) == config
+    with pytest.raises(ValueError, match="has its own model_type"):
+        XGLMConfig(model_type="bert")
+
+
+def test_common_fields_have_the_documented_defaults():
+    config = XGLMConfig()
+    assert (config.max_length, config.top_k, config.is_decoder) == (20, 50, False)
+    assert config.num_labels == 2 and config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
+    assert "max_length" not in config.to_dict()
+
+
+@pytest.mark.reference
+def test_common_fields_have_the_defaults_of_transformers():
+    from transformers import XGLMConfig as Reference
+
+    theirs, ours = Reference(), XGLMConfig()
+    for name in CARRIED:
+        if name != "gradient_checkpointing":  # not an attribute of theirs
+            assert getattr(ours, name) == getattr(theirs, name), name
+    assert Reference(num_labels=3).id2label == XGLMConfig(num_labels=3).id2label
+
+
+def test_labels_survive_a_file(tmp_path):
+    config = XGLMConfig(num_labels=3)
+    config.id2label = {0: "a", 1: "b", 2: "c"}
+    config.save_pretrained(tmp_path)
+    again = XGLMConfig.from_pretrained(tmp_path)
+    assert again.num_labels == 3 and again.id2label == {0: "a", 1: "b", 2: "c"}
+    for count in (-1, 2**20, "3"):
+        with pytest.raises(ValueError, match="num_labels must be in 0"):
+            XGLMConfig.from_pretrained(tmp_path, num_labels=count)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", jnp.bfloat16, jnp.dtype("bfloat16")])
+def test_dtypes_are_kept_by_name(dtype):
+    config = XGLMConfig.from_dict(PUBLISHED, torch_dtype=dtype)
+    assert config.torch_dtype == "bfloat16"
+    assert '"torch_dtype": "bfloat16"' in config.to_json_string()
+
+
+def test_numpy_scalars_are_taken():
+    config = XGLMConfig(vocab_size=np.int64(100), dropout=np.float32(0.5))
+    assert type(config.vocab_size) is int and config.dropout == 0.5
+
+
+def test_copies_keep_common_fields_and_do_not_share_them():
+    config = XGLMConfig(max_length=9)
+    config.name_or_path = "org/name"
+    for other in (dataclasses.replace(config, dropout=0.3), copy.deepcopy(config)):
+        assert other.max_length == 9 and other.name_or_path == "org/name"
+        other.max_length = 5
+        assert config.max_length == 9
+
+
+@pytest.mark.parametrize(
+    "fields", [{"model_type": "x" * 10**6}, {"pruned_heads": "x" * 10**6}, {"auto_map" + "x": 1}]
+)
+def test_messages_stay_short(tmp_path, fields):
+    unknown = {f"{'k' * 1000}{i}": i for i in range(1000)}
+    (tmp_path / "config.json").write_text(json.dumps({**PUBLISHED, **fields, **unknown}))
+    try:
+        XGLMConfig.from_pretrained(tmp_path)
+    except ValueError as error:
+        assert len(str(error)) < 2000
+
+
+def test_many_unknown_fields_are_named_shortly(caplog):
+    with caplog.at_level(logging.WARNING):
+        XGLMConfig.from_dict({**PUBLISHED, **{f"k{i}": i for i in range(1000)}})
+    assert "'k0'" in caplog.text and "and 980 more" in caplog.text
+    assert len(caplog.text) < 2000

@@ -29,6 +29,9 @@ def test_limits_count_the_prompt_or_the_new_tokens(model):
         sequences = model.generate(IDS, eos_token_id=0, **limits).sequences
         assert sequences.shape == (2, width)
         np.testing.assert_array_equal(sequences[:, :4], IDS)
+    model.config.max_length = 11
+    assert model.generate(IDS, eos_token_id=0).sequences.shape == (2, 11)
+    model.config.max_length = 20
     both = model.generate(IDS, eos_token_id=0, max_length=5, max_new_tokens=3)
     assert both.sequences.shape == (2, 7)
     with pytest.raises(ValueError, match="max_length=4 leaves no room after a prompt of 4 tokens"):

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 import xformer
 from xformer import FlaxXGLMForCausalLM, FlaxXGLMModel, XGLMConfig
+from xformer.models import xglm
 from xformer.partitioning import MeshConfig, make_mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -449,3 +450,82 @@ def test_auto_classes_refuse_what_they_do_not_know(folder):
     (folder / "config.json").write_text(json.dumps({**fields, "model_type": "gpt2"}))
     with pytest.raises(ValueError, match=r"model_type must be one of \['xglm'\], got 'gpt2'"):
         xformer.FlaxAutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_auto_classes_pass_the_model_arguments_on(tmp_path, folder):
+    CONFIG.save_pretrained(tmp_path / "config")
+    for arguments in ({}, {"config": CONFIG}, {"config": tmp_path / "config"}):
+        model = xformer.FlaxAutoModelForCausalLM.from_pretrained(
+            folder, jnp.bfloat16, gradient_checkpointing=True, **arguments
+        )
+        assert model.dtype == jnp.bfloat16
+        assert model.module.execution.remat == "full"
+        assert model.config.torch_dtype in ("float32", None)
+    made = xformer.FlaxAutoModel.from_config(CONFIG, trust_remote_code=False, dtype=jnp.float16)
+    assert made.dtype == jnp.float16
+    _, params = xformer.FlaxAutoModel.from_pretrained(folder, _do_init=False, dropout=0.0)
+    assert "layers" in params
+
+
+def test_former_arguments_that_ask_for_nothing_are_taken(folder):
+    former = {
+        "resume_download": True,
+        "proxies": None,
+        "use_safetensors": True,
+        "use_auth_token": None,
+        "revision": None,
+        "from_tf": False,
+    }
+    for cls in (FlaxXGLMForCausalLM, xformer.FlaxAutoModelForCausalLM):
+        assert cls.from_pretrained(folder, **former).config == CONFIG
+        with pytest.raises(ValueError, match="from_tf must be one of .False. or be left out"):
+            cls.from_pretrained(folder, from_tf=True)
+        with pytest.raises(ValueError, match="has no field .'layers'."):
+            cls.from_pretrained(folder, layers=3)
+
+
+def test_casts_take_frozen_and_plain_trees_together(model):
+    mask = traverse_util.path_aware_map(lambda path, _: path[-1] == "kernel", model.params)
+    plain = model.to_fp16(model.params, freeze(mask))
+    frozen = model.to_fp16(freeze(model.params), mask)
+    assert type(plain) is dict and type(frozen) is not dict
+    assert_same(frozen.unfreeze(), plain)
+    assert str(plain["model"]["layer_norm"]["scale"].dtype) == "float32"
+
+
+def test_params_of_another_shape_are_not_saved(tmp_path, model):
+    params = jax.tree.map(lambda leaf: leaf, model.params)
+    params["model"]["layer_norm"]["scale"] = jnp.ones(3)
+    with pytest.raises(ValueError, match=r"layer_norm/scale must have shape \(12,\), got \(3,\)"):
+        model.save_pretrained(tmp_path / "new", params=params)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_changed_number_of_layers_is_explained(model):
+    other = FlaxXGLMForCausalLM(dataclasses.replace(CONFIG))
+    other.config.num_layers = 3
+    with pytest.raises(ValueError, match="have 2 layers and the config asks for 3"):
+        other(IDS)
+
+
+def test_a_cache_of_another_batch_is_refused(model):
+    with pytest.raises(ValueError, match="batch_size=3 cannot take 2 rows"):
+        model(IDS, past_key_values=model.init_cache(3, 9))
+
+
+def test_a_larger_vocabulary_can_be_drawn(tmp_path):
+    config = dataclasses.replace(CONFIG, vocab_size=30_000)
+    FlaxXGLMForCausalLM(config).save_pretrained(tmp_path)
+    larger = FlaxXGLMForCausalLM.from_pretrained(
+        tmp_path, vocab_size=30_010, ignore_mismatched_sizes=True
+    )
+    assert larger.params["model"]["embed_tokens"]["embedding"].shape == (30_010, 12)
+
+
+def test_a_mesh_does_not_make_refusals_slow(folder, monkeypatch):
+    traced, plain = [], xglm.feed_forward
+    monkeypatch.setattr(xglm, "feed_forward", lambda *a, **k: traced.append(1) or plain(*a, **k))
+    mesh = make_mesh(MeshConfig(data=8))
+    with pytest.raises(ValueError, match="its config.json or its weights are another model's"):
+        FlaxXGLMForCausalLM.from_pretrained(folder, num_layers=1000, mesh=mesh)
+    assert 0 < len(traced) < 5  # one layer, not a thousand
