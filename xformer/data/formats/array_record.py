@@ -16,6 +16,7 @@ from xformer.data.formats.decoding import (
     read_features,
 )
 
+# Texts of wikis, of TeX and of programs begin with a brace too.
 _OBJECT_BEGIN = re.compile(r"\s*\{\s*[\"}]")
 
 
@@ -127,10 +128,7 @@ def _is_json_object(content: bytes) -> bool:
 
 
 def _is_text(content: bytes) -> bool:
-    """Says whether bytes are meant as text: UTF-8, no numbers, no broken JSON object.
-
-    Texts of wikis, of TeX and of programs begin with a brace too.
-    """
+    """Says whether bytes are meant as text: UTF-8, no numbers, no broken JSON object."""
     try:
         text = decode_text(content)
     except BadRowError:
