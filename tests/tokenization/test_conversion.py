@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
-from xformer.tokenization.conversion import MAX_PIECE_LENGTH, Layout, convert_model, rust_errors
+from xformer.tokenization.conversion import Layout, convert_model
+from xformer.tokenization.guards import MAX_PIECE_LENGTH
 from xformer.tokenization.xglm_fast import LAYOUT
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -176,15 +177,3 @@ def test_byte_fallback_is_said_to_be_lost():
     ):
         tokenizer = convert_model(content, LAYOUT)
     assert "<0x00>" in tokenizer.get_vocab() and tokenizer.encode("\u2603").ids[-1] == 3
-
-
-def test_rust_panics_are_value_errors():
-    class PanicException(BaseException):
-        pass
-
-    with pytest.raises(ValueError, match="tokenizer must be whole: index out of bounds"):
-        with rust_errors("the tokenizer must be whole"):
-            raise PanicException("index out of bounds")
-    with pytest.raises(KeyboardInterrupt):
-        with rust_errors("the tokenizer must be whole"):
-            raise KeyboardInterrupt

@@ -7,8 +7,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from xformer.files import parse_object
-from xformer.tokenization.conversion import check_pieces, rust_errors
 from xformer.tokenization.folders import MAX_BACKEND_BYTES
+from xformer.tokenization.guards import check_pieces, rust_errors
 from xformer.tokenization.tokens import parse_token
 
 

@@ -8,8 +8,8 @@ from tokenizers import Encoding, Tokenizer
 
 from xformer.tokenization.backend import literal_copy
 from xformer.tokenization.calls import EncodingCalls, Text
-from xformer.tokenization.conversion import rust_errors
 from xformer.tokenization.encoding import BatchEncoding
+from xformer.tokenization.guards import BackendLock, rust_errors
 from xformer.tokenization.settings import (
     EncodingOptions,
     EncodingSettings,
@@ -22,6 +22,7 @@ class BackendCalls(EncodingCalls):
     """The part of a fast tokenizer that encodes and decodes; the backend truncates and pads too."""
 
     _tokenizer: Tokenizer
+    _lock: BackendLock
     _literal: Tokenizer | None
 
     def _encode_one(
@@ -56,10 +57,11 @@ class BackendCalls(EncodingCalls):
     def _run(
         self, batch: Iterable[tuple[Text, Text | None]], settings: EncodingSettings
     ) -> list[Encoding]:
-        with rust_errors(
+        meaning = (
             f"truncation={settings.truncation.value!r}, max_length={settings.max_length} and "
             f"stride={settings.stride} must suit the texts"
-        ):
+        )
+        with self._lock, rust_errors(meaning):
             self._configure(settings)
             return self._tokenizer.encode_batch(
                 [text if pair is None else (text, pair) for text, pair in batch],
@@ -170,5 +172,5 @@ class BackendCalls(EncodingCalls):
     def _decode_ids(
         self, ids: list[int], skip_special_tokens: bool, spaces_between_special_tokens: bool
     ) -> str:
-        with rust_errors("token ids must be integers of 0 or more"):
+        with self._lock, rust_errors("token ids must be integers of 0 or more"):
             return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)

@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from xformer.tokenization.conversion import rust_errors
+from xformer.tokenization.guards import BackendLock, rust_errors
 from xformer.tokenization.special_tokens import SpecialTokens, Token
 from xformer.tokenization.tokens import token_fields
 
@@ -15,6 +15,7 @@ class BackendVocabulary(SpecialTokens):
     """The part of a fast tokenizer that knows tokens and ids, and adds further ones."""
 
     _tokenizer: Tokenizer
+    _lock: BackendLock
     _literal: Tokenizer | None = None  # for documents; made when the first comes
 
     @property
@@ -108,10 +109,11 @@ class BackendVocabulary(SpecialTokens):
         return self._tokenizer.model.token_to_id(token)
 
     def _add_tokens(self, tokens: list[Token], special_tokens: bool) -> int:
-        self._literal = None
-        if special_tokens:
-            return self._tokenizer.add_special_tokens(tokens)
-        return self._tokenizer.add_tokens(tokens)
+        with self._lock:
+            self._literal = None
+            if special_tokens:
+                return self._tokenizer.add_special_tokens(tokens)
+            return self._tokenizer.add_tokens(tokens)
 
     def _take_added(self, added: Mapping[int, AddedToken]) -> None:
         """Adds the tokens that files name, then the special ones that are still missing."""

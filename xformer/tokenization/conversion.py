@@ -6,9 +6,7 @@ of spaces, white space at the end, bytes of unknown characters). The rules taken
 documented fast classes, so that ids and offsets equal theirs.
 """
 
-import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +24,9 @@ from tokenizers import (
     processors,
 )
 
-SPACE = "\u2581"
-# The Rust library takes about 300 bytes for a byte of pieces; the published 256,000 have 3 MB.
-MAX_PIECES_BYTES = 6 * 2**20
-# Long ones overflow the library's stack, and merges are sought in time quadratic in the length;
-# trained pieces have 16 characters or so.
-MAX_PIECE_LENGTH = 512
+from xformer.tokenization.guards import check_pieces, rust_errors
+from xformer.tokenization.sentencepiece import SPACE
+
 _UNIGRAM, _BPE = 1, 2
 _CONTROL, _USER_DEFINED = 3, 4
 _messages: Any = sentencepiece_model_pb2
@@ -61,51 +56,6 @@ class Layout:
     tail: tuple[str, ...] = ()
     unk_id: int | None = None
     prepend_scheme: str = "always"
-
-
-@contextlib.contextmanager
-def rust_errors(meaning: str) -> Iterator[None]:
-    """Turns what the Rust library raises into ValueErrors, its panics included.
-
-    Args:
-        meaning: what must hold, put in front of the library's own words.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        ValueError: the block raised.
-    """
-    try:
-        yield
-    except BaseException as error:  # a panic is no Exception, and its class cannot be imported
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise ValueError(f"{meaning}: {str(error):.500}") from error
-
-
-def check_pieces(pieces: Sequence[str], origin: str) -> None:
-    """Refuses a vocabulary that could only be meant to fill the memory.
-
-    Args:
-        pieces: its texts.
-        origin: where they come from, for messages.
-
-    Raises:
-        ValueError: one is too long, or all together are.
-    """
-    longest = max(pieces, key=len, default="")
-    if len(longest) > MAX_PIECE_LENGTH:
-        raise ValueError(
-            f"{origin}: a piece of the vocabulary must have at most {MAX_PIECE_LENGTH} characters, "
-            f"got {len(longest)}: {longest[:20]!r}..."
-        )
-    total = sum(len(piece.encode("utf-8", "surrogatepass")) for piece in pieces)
-    if total > MAX_PIECES_BYTES:
-        raise ValueError(
-            f"{origin}: the pieces of the vocabulary must have at most {MAX_PIECES_BYTES} bytes "
-            f"altogether, got {total}"
-        )
 
 
 def convert_model(content: bytes, layout: Layout) -> Tokenizer:

@@ -29,6 +29,7 @@ from xformer.tokenization.folders import (
     json_bytes,
     read_pieces,
 )
+from xformer.tokenization.guards import BackendLock
 from xformer.tokenization.options import TokenizerOptions
 from xformer.tokenization.retraining import rename_token, retrain
 from xformer.tokenization.settings import EncodingSettings
@@ -76,6 +77,7 @@ class PreTrainedTokenizerFast(BackendCalls, BackendVocabulary, PreTrainedTokeniz
             TypeError: there is no such option.
             ValueError: no file or a damaged one is given, or an option is out of range.
         """
+        self._lock = BackendLock()
         self.vocab_file = None if vocab_file is None else str(vocab_file)
         self._model = None if vocab_file is None else read_pieces(Path(vocab_file))
         if tokenizer_object is not None:
@@ -153,7 +155,8 @@ class PreTrainedTokenizerFast(BackendCalls, BackendVocabulary, PreTrainedTokeniz
             ValueError: the trainer refuses the texts or its arguments.
         """
         renamed = special_tokens_map or {}
-        self._configure(EncodingSettings())
+        with self._lock:
+            self._configure(EncodingSettings())
         backend = retrain(
             self._tokenizer,
             text_iterator,
@@ -200,8 +203,9 @@ class PreTrainedTokenizerFast(BackendCalls, BackendVocabulary, PreTrainedTokeniz
             }
             files |= {ADDED_TOKENS_FILE: json_bytes(behind)} if behind else {}
         if not legacy_format:
-            self._configure(EncodingSettings())  # a file must not depend on the last call
-            files[TOKENIZER_FILE] = self._tokenizer.to_str(pretty=True).encode()
+            with self._lock:
+                self._configure(EncodingSettings())  # a file must not depend on the last call
+                files[TOKENIZER_FILE] = self._tokenizer.to_str(pretty=True).encode()
         return files
 
     def _identity(self) -> bytes:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers, trainers
 
-from xformer.tokenization.conversion import rust_errors
+from xformer.tokenization.guards import rust_errors
 from xformer.tokenization.special_tokens import Token
 from xformer.tokenization.tokens import token_fields
 
