@@ -13,8 +13,9 @@ from flax import serialization
 from safetensors.numpy import load_file, save_file
 
 from xformer.hub import open_source
-from xformer.pretrained import reading
+from xformer.pretrained import reading, safetensors_reading
 from xformer.pretrained.reading import open_weights
+from xformer.pretrained.safetensors_reading import MAX_HEADER_BYTES
 
 TENSORS = {
     "a.weight": np.arange(35, dtype=np.float32).reshape(7, 5),
@@ -164,7 +165,7 @@ def test_shard_outside_the_folder_is_refused(folder, shard):
         ("{}", "index.json must have a weight_map from tensors to shards"),
         ('{"weight_map": ["a"]}', "index.json must have a weight_map from tensors to shards"),
         ('{"weight_map": {}}', "index.json must have a weight_map from tensors to shards"),
-        (" " * (reading.MAX_HEADER_BYTES + 1), "index.json must not be larger than 8388608 bytes"),
+        (" " * (MAX_HEADER_BYTES + 1), "index.json must not be larger than 2097152 bytes"),
     ],
 )
 def test_index_that_is_none_is_refused(folder, text, message):
@@ -205,7 +206,7 @@ def test_huge_header_is_refused_before_it_is_read(folder):
     path = folder / "model.safetensors"
     with path.open("r+b") as file:
         file.write((2**40).to_bytes(8, "little"))
-    with pytest.raises(ValueError, match=r"must have a header of at most 8388608 bytes, got 10995"):
+    with pytest.raises(ValueError, match=r"must have a header of at most 2097152 bytes, got 10995"):
         opened(folder)
 
 
@@ -259,6 +260,29 @@ def test_manifest_of_another_format_is_refused(folder, changes):
         opened(folder)
 
 
+@pytest.mark.parametrize("piece_bytes, most", [(2**26, 3), (160, 12), (1, 23)])
+def test_files_are_opened_again_only_after_a_piece_was_read(folder, monkeypatch, piece_bytes, most):
+    """A file that is opened has its header parsed, so that opening it for each tensor is slow."""
+    split(folder)
+    opened_paths = []
+    safe_open = safetensors_reading.safe_open
+
+    def counting(path, **options):
+        opened_paths.append(path)
+        return safe_open(path, **options)
+
+    monkeypatch.setattr(safetensors_reading, "safe_open", counting)
+    monkeypatch.setattr(reading, "PIECE_BYTES", piece_bytes)
+    weights = opened(folder)
+    for row in range(7):
+        part = (slice(row, row + 1), slice(0, 5))
+        np.testing.assert_array_equal(weights.read("a.weight", part), TENSORS["a.weight"][part])
+        assert weights.read("b.scale") == 2.5
+    assert_holds(weights)
+    assert 3 <= len(opened_paths) <= most
+    assert (len(opened_paths) > 3) == (piece_bytes < 2**26)
+
+
 HIGH_WATER = """
 import sys
 from pathlib import Path
@@ -269,22 +293,26 @@ def memory(field):
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[field].split()[0]) * 1024
 
+rows = int(sys.argv[2])
 before = memory("VmHWM")
 weights = open_weights(open_source(sys.argv[1]))
 for name in weights.names:
-    part = weights.read(name, (slice(0, 16), slice(0, 1024)))
-    assert part.shape == (16, 1024) and part[3, 5] == 1, part
+    for start in range(0, min(16384, rows * 8), rows):
+        part = weights.read(name, (slice(start, start + rows), slice(0, 1024)))
+        assert part.shape == (rows, 1024) and part[3, 5] == 1, part
 print(memory("VmHWM") - before)
 """
 
 
+# 16 rows eight times over are 0.5 MiB; 4096 rows, 16 MiB, are read until the end of each tensor.
+@pytest.mark.parametrize("rows, most", [(16, 16 * 2**20), (4096, 112 * 2**20)])
 @pytest.mark.parametrize("form", ["safetensors", "msgpack"])
-def test_reading_parts_needs_memory_for_the_parts_alone(tmp_path, form):
+def test_reading_parts_needs_memory_for_the_parts_alone(tmp_path, form, rows, most):
     tensors = {f"t{i}": np.ones((16384, 1024), np.float32) for i in range(3)}  # 64 MiB each
     if form == "safetensors":
         save_file(tensors, tmp_path / "model.safetensors")
     else:
         (tmp_path / "flax_model.msgpack").write_bytes(serialization.to_bytes(tensors))
-    command = [sys.executable, "-c", HIGH_WATER, tmp_path]
+    command = [sys.executable, "-c", HIGH_WATER, tmp_path, str(rows)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
-    assert int(done.stdout) < 16 * 2**20
+    assert int(done.stdout) < most

@@ -21,9 +21,7 @@ from jax.typing import DTypeLike
 
 from xformer.layers.stack import STACKED
 from xformer.pretrained.names import SAME, Index, Layout, Path, Shape, WeightTable
-from xformer.pretrained.reading import Weights
-
-PIECE_BYTES = 64 * 2**20  # read at once
+from xformer.pretrained.reading import PIECE_BYTES, Weights
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class _Tensor:
+class _Stored:
     """A stored tensor that fills a parameter, or one layer of a scanned one."""
 
     name: str
@@ -129,7 +127,7 @@ class _Naming:
         self._model_has_head = any(path[0] == table.prefix for path in paths)
         self._file_has_head = any(name.startswith(self._prefix) for name in weights.names)
 
-    def tensors(self, path: Path, shape: Shape) -> tuple[_Tensor, ...]:
+    def tensors(self, path: Path, shape: Shape) -> tuple[_Stored, ...]:
         """The tensors that fill the parameter at `path`: one, or one for each scanned layer."""
         if STACKED not in path:
             return (self._tensor(path, shape),)
@@ -145,7 +143,7 @@ class _Naming:
             if not is_of_head and not self._table.is_ignored(name):
                 yield name
 
-    def _tensor(self, path: Path, shape: Shape) -> _Tensor:
+    def _tensor(self, path: Path, shape: Shape) -> _Stored:
         if self._weights.layout == "published":
             name, layout = self._table.weight(path)
         else:
@@ -154,11 +152,11 @@ class _Naming:
             name = name.removeprefix(self._prefix)
         elif self._file_has_head and not self._model_has_head:
             name = self._prefix + name
-        return _Tensor(name, layout, shape)
+        return _Stored(name, layout, shape)
 
 
 def _mismatches(
-    plan: Mapping[Path, tuple[_Tensor, ...]], weights: Weights
+    plan: Mapping[Path, tuple[_Stored, ...]], weights: Weights
 ) -> Iterator[tuple[str, Shape, Shape]]:
     """Compares what is stored with what the model wants, before anything is allocated."""
     for tensor in itertools.chain.from_iterable(plan.values()):
@@ -177,7 +175,7 @@ def _mismatches(
 
 def _array(
     weights: Weights,
-    tensors: tuple[_Tensor, ...],
+    tensors: tuple[_Stored, ...],
     shape: Shape,
     dtype: DTypeLike | None,
     sharding: Sharding | None,
@@ -208,7 +206,7 @@ def _array(
     return array.block_until_ready()  # else transfers of many arrays would wait in host memory
 
 
-def _fill(out: np.ndarray, weights: Weights, tensor: _Tensor, index: Index) -> None:
+def _fill(out: np.ndarray, weights: Weights, tensor: _Stored, index: Index) -> None:
     """Writes a part of a tensor into `out`, piece by piece."""
     if tensor.layout.reshape is not None:
         whole = weights.read(tensor.name)

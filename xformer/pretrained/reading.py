@@ -6,137 +6,25 @@ dtype. Files are not trusted: headers and indices have limits, an index names no
 folder, and formats that can run code are refused.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
-import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from xformer.files import read_object
 from xformer.hub import Source
 from xformer.pretrained.manifest import read_manifest, verify
 from xformer.pretrained.msgpack_reading import MsgpackFile
-from xformer.pretrained.names import Index, Shape
+from xformer.pretrained.names import Index
+from xformer.pretrained.safetensors_reading import MAX_HEADER_BYTES, Form, SafetensorsFile
 
 SAFETENSORS = "model.safetensors"
 MSGPACK = "flax_model.msgpack"
-MAX_HEADER_BYTES = 8 * 2**20  # about 100 bytes a tensor
+PIECE_BYTES = 64 * 2**20  # read, converted or written at once
 MAX_SHARDS = 2000
 _UNSAFE = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".h5", ".ckpt", ".bin.index.json")
-_DTYPES = {
-    "F64": np.dtype("f8"),
-    "F32": np.dtype("f4"),
-    "F16": np.dtype("f2"),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "I64": np.dtype("i8"),
-    "I32": np.dtype("i4"),
-    "I16": np.dtype("i2"),
-    "I8": np.dtype("i1"),
-    "U8": np.dtype("u1"),
-    "BOOL": np.dtype("?"),
-}
-
-
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
-
-
-def dtype_code(dtype: np.dtype) -> str:
-    """What safetensors call a dtype.
-
-    Args:
-        dtype: The dtype.
-
-    Returns:
-        Its code, such as "F32".
-
-    Raises:
-        ValueError: if they have none for it.
-    """
-    if dtype not in _CODES:
-        raise ValueError(f"weights must have a dtype of {[d.name for d in _CODES]}, got {dtype}")
-    return _CODES[dtype]
-
-
-class Form(NamedTuple):
-    """What a header says about a tensor.
-
-    Attributes:
-        shape: Its sizes.
-        dtype: Its dtype.
-    """
-
-    shape: Shape
-    dtype: np.dtype
-
-
-class SafetensorsFile:
-    """A safetensors file, opened for reading.
-
-    Attributes:
-        path: The file.
-        forms: What it holds, by name.
-        layout: "flax" where the metadata says that Flax's names and layouts were stored.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Reads a file's header.
-
-        Args:
-            path: The file.
-
-        Raises:
-            ValueError: if it is not a whole safetensors file with a header of reasonable size.
-        """
-        self.path = path
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-        if size > MAX_HEADER_BYTES:
-            raise ValueError(
-                f"{path} must have a header of at most {MAX_HEADER_BYTES} bytes, got {size}; "
-                "it is not a whole safetensors file, or not one of a model"
-            )
-        with self._open() as file:
-            is_flax = (file.metadata() or {}).get("format") == "flax"
-            slices = {name: file.get_slice(name) for name in file.keys()}
-            self.forms = {
-                name: Form(tuple(one.get_shape()), self._dtype(name, one.get_dtype()))
-                for name, one in slices.items()
-            }
-        self.layout: Literal["published", "flax"] = "flax" if is_flax else "published"
-
-    def read(self, name: str, index: Index | None = None) -> np.ndarray:
-        """Reads a tensor, or a part of it without the rest.
-
-        Args:
-            name: Its name.
-            index: The part; None means everything.
-
-        Returns:
-            A new array.
-        """
-        # Opened anew each time, as the pages that were read stay in memory until it is closed.
-        with self._open() as file:
-            if index is None or 0 in self.forms[name].shape:
-                return file.get_tensor(name)[index or ...]
-            return file.get_slice(name)[index]
-
-    def _open(self) -> Any:
-        try:
-            return safe_open(self.path, framework="numpy")
-        except SafetensorError as error:
-            raise ValueError(
-                f"{self.path} is not a whole safetensors file: {str(error):.500}"
-            ) from error
-
-    def _dtype(self, name: str, dtype: str) -> np.dtype:
-        if dtype not in _DTYPES:
-            raise ValueError(
-                f"{self.path}: {name} has dtype {dtype}; known are {', '.join(_DTYPES)}"
-            )
-        return _DTYPES[dtype]
-
 
 File = SafetensorsFile | MsgpackFile
 _Opener = Callable[[Path], File]
@@ -172,6 +60,8 @@ class Weights:
         # Flax's safetensors join paths by dots, its msgpack files nest them.
         shown = {name: name if is_published else name.replace(".", "/") for name in files}
         self._files = {shown[name]: (file, name) for name, file in files.items()}
+        self._mapped = {file for file in files.values() if isinstance(file, SafetensorsFile)}
+        self._mapped_bytes = 0
         self.names = {
             shown[name]: Form(file.forms[name].shape, file.forms[name].dtype)
             for name, file in files.items()
@@ -192,7 +82,23 @@ class Weights:
             A new array in the stored dtype.
         """
         file, stored = self._files[name]
+        if file in self._mapped:
+            self._make_room(self.names[name], index)
         return file.read(stored, index)
+
+    def _make_room(self, form: Form, index: Index | None) -> None:
+        """Lets go of what was read so far before more than a piece of it is kept in memory.
+
+        The pages of a file stay until it is closed, and its header is parsed when it is opened
+        again: neither every read nor no read may close it.
+        """
+        rows = len(range(form.shape[0])[index[0]]) if index else math.prod(form.shape[:1])
+        size = rows * math.prod(form.shape[1:]) * form.dtype.itemsize
+        if self._mapped_bytes + size > PIECE_BYTES:
+            for file in self._mapped:
+                file.close()
+            self._mapped_bytes = 0
+        self._mapped_bytes += size
 
 
 def open_weights(source: Source) -> Weights:

@@ -21,16 +21,16 @@ from xformer.layers.stack import STACKED
 from xformer.pretrained.manifest import MANIFEST, describe
 from xformer.pretrained.msgpack_writing import Entry, write_tree
 from xformer.pretrained.names import SAME, Layout, Shape, Weight, WeightTable
-from xformer.pretrained.reading import MSGPACK, SAFETENSORS, dtype_code
+from xformer.pretrained.reading import MSGPACK, PIECE_BYTES, SAFETENSORS
+from xformer.pretrained.safetensors_reading import dtype_code
 from xformer.pretrained.staging import staged
 
-PIECE_BYTES = 64 * 2**20  # gathered and converted at once
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 @dataclass(frozen=True)
-class _Tensor:
+class _Target:
     """A tensor to write: an array, or one layer of an array that holds all layers."""
 
     name: str
@@ -163,7 +163,7 @@ def _tensors(
     layout: str,
     dtype: DTypeLike | None,
     advance: Callable[[int], None],
-) -> list[_Tensor]:
+) -> list[_Target]:
     """What is to be written, in the natural order of the names."""
     found = []
     for path, leaf in traverse_util.flatten_dict(params).items():
@@ -177,7 +177,7 @@ def _tensors(
         for layer in range(leaf.shape[0]) if at is not None else [None]:
             full = path if at is None else (*path[:at], str(layer), *path[at + 1 :])
             place = table.weight(full) if layout == "published" else Weight("/".join(full), SAME)
-            found.append(_Tensor(place.name, leaf, layer, place.layout, stored, advance))
+            found.append(_Target(place.name, leaf, layer, place.layout, stored, advance))
     return sorted(found, key=lambda tensor: _natural(tensor.name))
 
 
@@ -186,9 +186,9 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"[./]", name)]
 
 
-def _split(tensors: Iterable[_Tensor], limit: int, base: str) -> dict[str, list[_Tensor]]:
+def _split(tensors: Iterable[_Target], limit: int, base: str) -> dict[str, list[_Target]]:
     """The tensors of each file."""
-    groups: list[list[_Tensor]] = [[]]
+    groups: list[list[_Target]] = [[]]
     filled = 0
     for tensor in tensors:
         if groups[-1] and filled + tensor.size > limit:
@@ -203,14 +203,14 @@ def _split(tensors: Iterable[_Tensor], limit: int, base: str) -> dict[str, list[
     return {f"{stem}-{i:05d}-of-{count:05d}.{suffix}": one for i, one in enumerate(groups, start=1)}
 
 
-def _index(shards: Mapping[str, list[_Tensor]]) -> bytes:
+def _index(shards: Mapping[str, list[_Target]]) -> bytes:
     places = {tensor.name: shard for shard, tensors in shards.items() for tensor in tensors}
     total = sum(tensor.size for tensors in shards.values() for tensor in tensors)
     index = {"metadata": {"total_size": total}, "weight_map": places}
     return (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _write_safetensors(file: BinaryIO, tensors: Iterable[_Tensor]) -> None:
+def _write_safetensors(file: BinaryIO, tensors: Iterable[_Target]) -> None:
     """Writes the header and then the tensors, wide dtypes first so that all are aligned."""
     ordered = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -230,7 +230,7 @@ def _write_safetensors(file: BinaryIO, tensors: Iterable[_Tensor]) -> None:
             file.write(piece.reshape(-1).view(np.uint8).data)
 
 
-def _write_msgpack(file: BinaryIO, tensors: Iterable[_Tensor]) -> None:
+def _write_msgpack(file: BinaryIO, tensors: Iterable[_Target]) -> None:
     entries = (
         Entry(tuple(tensor.name.split("/")), tensor.shape, tensor.dtype, tensor.pieces)
         for tensor in tensors
