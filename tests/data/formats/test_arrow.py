@@ -43,6 +43,13 @@ def test_unusable_rows_are_skipped_counted_and_named(tmp_path, read):
         assert example.startswith(f"{tmp_path / 'a.arrow'}:{row}: {reason}")
 
 
+def test_column_of_nulls_alone_is_counted(tmp_path, read):
+    path = _write(tmp_path / "a.arrow", pa.nulls(5), rows=2)
+    found = read(path)
+    assert (found.texts, found.rows, found.bad) == ([], 5, 5)
+    assert found.examples[4] == f"{path}:5: null"
+
+
 def test_ranges_meet_without_gap_or_overlap(tmp_path, read):
     texts = [f"row {i}" for i in range(20)]
     path = _write(tmp_path / "a.arrow", pa.array(texts), rows=3)

@@ -57,6 +57,13 @@ def test_unusable_rows_are_skipped_counted_and_named(tmp_path, read):
         assert example.startswith(f"{tmp_path / 'a.parquet'}:{row}: {reason}")
 
 
+def test_column_of_nulls_alone_is_counted(tmp_path, read):
+    path = _write(tmp_path / "a.parquet", pa.nulls(5), row_group_size=2)
+    found = read(path)
+    assert (found.texts, found.rows, found.bad) == ([], 5, 5)
+    assert found.examples[4] == f"{path}:5: null"
+
+
 def test_ranges_meet_without_gap_or_overlap(tmp_path, read):
     texts = [f"row {i}" for i in range(20)]
     path = _write(tmp_path / "a.parquet", pa.array(texts), row_group_size=3)
@@ -85,7 +92,6 @@ def test_missing_column_lists_the_columns(tmp_path, read):
         ([1, 2], "int64"),
         ([["a"], ["b"]], "list<"),
         ([{"text": "a"}], "struct<"),
-        ([None], "null"),
     ],
 )
 def test_column_of_something_else_names_its_type(tmp_path, read, column, kind):

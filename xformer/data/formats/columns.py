@@ -66,7 +66,7 @@ def find_column(pyarrow: Any, schema: Any, path: Path, name: str) -> int:
         Its number.
 
     Raises:
-        ValueError: there is no such column, or it does not hold strings or bytes.
+        ValueError: there is no such column, or it holds no strings, bytes or nulls.
     """
     if schema.names.count(name) != 1:
         shown = ", ".join(map(repr, schema.names[:20])) or "none"
@@ -76,7 +76,7 @@ def find_column(pyarrow: Any, schema: Any, path: Path, name: str) -> int:
     index = schema.get_field_index(name)
     found = schema.field(index).type
     held = found.value_type if pyarrow.types.is_dictionary(found) else found
-    if held not in _bytes_types(pyarrow):
+    if held not in _bytes_types(pyarrow) and held != pyarrow.null():
         raise ValueError(
             f"column {name!r} of {path} must hold strings, got {found}; set text_key to a column "
             "that does"
@@ -99,6 +99,8 @@ def as_bytes(pyarrow: Any, column: Any) -> Any:
     """
     if pyarrow.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    if pyarrow.types.is_null(column.type):  # What pandas writes where every value is missing
+        return column.cast(pyarrow.binary())
     column = column.view(_bytes_types(pyarrow)[column.type])
     column.validate(full=True)
     is_view = column.type == pyarrow.binary_view()
