@@ -132,7 +132,9 @@ def test_damaged_description_is_named(dataset, content):
         expand_files([str(dataset)])
 
 
-def test_dataset_without_streams_names_nothing(dataset):
+def test_dataset_without_files_is_named(dataset):
     (dataset / "state.json").write_text('{"_data_files": []}')
-    with pytest.raises(FileNotFoundError, match="every entry of files must name a file"):
-        expand_files([str(dataset)])
+    with pytest.raises(
+        FileNotFoundError, match="saved is a dataset without files, .* leave it out of some.key"
+    ):
+        expand_files([str(dataset)], "some.key")

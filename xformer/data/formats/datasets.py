@@ -50,7 +50,7 @@ def list_dataset(folder: Path, key: str) -> list[Path]:
         Its Arrow streams, in order.
 
     Raises:
-        FileNotFoundError: one of them is missing.
+        FileNotFoundError: one of them is missing, or there are none.
         ValueError: it holds several splits, or its description is damaged.
     """
     if not (folder / _STATE).is_file():
@@ -62,6 +62,10 @@ def list_dataset(folder: Path, key: str) -> list[Path]:
             f"{folder} holds a selection of rows; call `flatten_indices()` and save it again"
         )
     files = [entry.get("filename") for entry in _read(folder / _STATE, "_data_files", dict)]
+    if not files:
+        raise FileNotFoundError(
+            f"{folder} is a dataset without files, as {_STATE} lists none; leave it out of {key}"
+        )
     for name in files:
         if not isinstance(name, str) or Path(name).name != name:
             raise ValueError(f"{folder / _STATE} must list plain file names, got {name!r}")
