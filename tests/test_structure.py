@@ -30,6 +30,7 @@ TIERS = [
     {"config_text"},
     {"configurables"},
     {"cli"},
+    {"__main__"},
 ]
 RANK = {unit: rank for rank, tier in enumerate(TIERS) for unit in tier}
 FAMILIES = {"umt5", "bigbird", "squeezebert", "xglm"}

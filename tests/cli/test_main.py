@@ -83,6 +83,15 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"xformer {xformer.__version__}\n"
 
 
+@pytest.mark.parametrize(("argument", "code"), [("--version", 0), ("nonesuch", 2)])
+def test_package_is_a_program(argument, code):
+    command = [sys.executable, "-m", "xformer", argument]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    shown = f"xformer {xformer.__version__}\n" if code == 0 else "error: there is no command 'none"
+    assert (done.stdout + done.stderr).startswith(shown)
+
+
 def test_no_command_shows_the_help_and_fails(capsys):
     assert main([]) == 2
     assert "commands:" in capsys.readouterr().out

@@ -1,0 +1,8 @@
+"""The command line as `python -m xformer`, wherever the script `xformer` is not on the path."""
+
+import sys
+
+from xformer.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())
