@@ -33,12 +33,10 @@ def test_split_special_tokens_holds_for_texts_and_batches(tokenizer):
     assert literal("a </s> b")["input_ids"] == split
 
 
-def test_tokenize_shows_the_tokens_of_the_whole_input(tokenizer):
-    tokens = tokenizer.tokenize("a \u2603", "b", add_special_tokens=True)
-    inner = [tokenizer.tokenize(text) for text in ("a \u2603", "b")]
-    assert tokens == ["</s>", *inner[0], "</s>", "</s>", *inner[1]]
+def test_tokenize_splits_the_text_alone_as_the_documented_slow_class(tokenizer):
+    tokens = tokenizer.tokenize("a \u2603")
     assert "\u2603" in tokens  # as it is written, though its id is that of the unknown token
-    assert tokenizer.tokenize("a", "b") == tokenizer.tokenize("a") + tokenizer.tokenize("b")
+    assert tokenizer.tokenize("a \u2603", pair="b", add_special_tokens=True) == tokens
 
 
 def test_documents_split_at_added_tokens_that_are_not_special(tokenizer):

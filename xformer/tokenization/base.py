@@ -106,8 +106,9 @@ class PreTrainedTokenizerBase(TokenizerFiles):
 
         Args:
             text: any text; added tokens in it are tokens of their own.
-            pair: a second text.
-            add_special_tokens: whether the family's leading, separating, closing tokens are added.
+            pair: a second text (fast only, as in the documented classes).
+            add_special_tokens: whether the family's leading, separating, closing tokens are added
+                (fast only too).
             split_special_tokens: whether special tokens spelled in the text are read as text; the
                 tokenizer's own setting by default.
 

@@ -151,23 +151,17 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
 
         Args:
             text: any text; added tokens in it are tokens of their own.
-            pair: a second text.
-            add_special_tokens: whether the family's leading, separating, closing tokens are added.
+            pair: not looked at, as in the documented slow classes; the fast ones split it too.
+            add_special_tokens: not looked at either.
             split_special_tokens: whether added tokens spelled in the text are read as text; the
                 tokenizer's own setting by default.
 
         Returns:
             The tokens.
         """
-        literal = (
-            self.split_special_tokens if split_special_tokens is None else split_special_tokens
-        )
-        sequences = [self._tokens_of(one, literal) for one in (text, pair) if one is not None]
-        tokens = itertools.chain(*sequences)
-        if not add_special_tokens:
-            return list(tokens)
-        built = self.build_inputs_with_special_tokens(*([-1] * len(one) for one in sequences))
-        return [next(tokens) if i == -1 else self.convert_ids_to_tokens(i) for i in built]
+        if split_special_tokens is None:
+            split_special_tokens = self.split_special_tokens
+        return self._tokens_of(text, split_special_tokens)
 
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Encodes documents for training, each with its begin and end.
