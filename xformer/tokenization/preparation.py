@@ -118,5 +118,7 @@ def as_lists(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, Sequence) and not isinstance(value, str):
+        if {*map(type, value)} <= {int}:
+            return list(value)  # A row of ids, which may be long.
         return [as_lists(one) for one in value]
     return value
