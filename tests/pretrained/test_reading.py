@@ -14,8 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 from xformer.hub import open_source
 from xformer.pretrained import reading, safetensors_reading
-from xformer.pretrained.reading import open_weights
-from xformer.pretrained.safetensors_reading import MAX_HEADER_BYTES
+from xformer.pretrained.msgpack_reading import MsgpackFile
+from xformer.pretrained.reading import MSGPACK, SAFETENSORS, open_weights
+from xformer.pretrained.safetensors_reading import MAX_HEADER_BYTES, SafetensorsFile
 
 TENSORS = {
     "a.weight": np.arange(35, dtype=np.float32).reshape(7, 5),
@@ -206,8 +207,53 @@ def test_huge_header_is_refused_before_it_is_read(folder):
     path = folder / "model.safetensors"
     with path.open("r+b") as file:
         file.write((2**40).to_bytes(8, "little"))
-    with pytest.raises(ValueError, match=r"must have a header of at most 2097152 bytes, got 10995"):
+    with pytest.raises(
+        ValueError, match=r"must have a header of at most 2097152 bytes .*, got 10995"
+    ):
         opened(folder)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "msgpack"])
+def test_shards_together_have_the_limit_of_one_file(tmp_path, form, monkeypatch):
+    """Many files below a limit are one above it."""
+    values = [np.full(3, at, np.float32) for at in range(4)]
+    names = {f"t{at}": f"part-{at}.{form}" for at in range(4)}
+    for at, (name, shard) in enumerate(names.items()):
+        if form == "safetensors":
+            save_file({name: values[at]}, tmp_path / shard)
+        else:
+            (tmp_path / shard).write_bytes(serialization.to_bytes({name: values[at]}))
+    single = SAFETENSORS if form == "safetensors" else MSGPACK
+    write_index(tmp_path, names, f"{single}.index.json")
+    kind = SafetensorsFile if form == "safetensors" else MsgpackFile
+    cost = kind(tmp_path / f"part-0.{form}").cost
+    monkeypatch.setattr(kind, "limit", 4 * cost)
+    assert_holds(opened(tmp_path), dict(zip(names, values, strict=True)))
+    monkeypatch.setattr(kind, "limit", 4 * cost - 1)
+    message = rf"part-3.{form} .* at most {cost - 1} bytes|part-3.{form} .*than {cost - 1} objects"
+    with pytest.raises(ValueError, match=message):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_shards_that_are_one_file_are_refused(folder, link):
+    path = folder / "model.safetensors"
+    path.rename(folder / "a.safetensors")
+    link(folder / "a.safetensors", folder / "b.safetensors")
+    places = dict.fromkeys(TENSORS, "a.safetensors") | {"b.ids": "b.safetensors"}
+    write_index(folder, places)
+    message = "index.json: b.safetensors and a.safetensors must not be the same file"
+    with pytest.raises(ValueError, match=message):
+        opened(folder)
+
+
+def test_of_a_shard_only_what_the_index_names_is_kept(folder):
+    """The rest would fill the memory for nothing."""
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    write_index(folder, {"a.bias": "a.safetensors"})
+    weights = opened(folder)
+    assert_holds(weights, {"a.bias": TENSORS["a.bias"]})
+    assert [file.forms.keys() for file, _ in weights._files.values()] == [{"a.bias"}]
 
 
 def test_dtype_that_is_not_known_is_refused(folder):

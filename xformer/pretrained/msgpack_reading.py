@@ -6,10 +6,10 @@ this much of msgpack and refuses the rest: a file can only say where its arrays 
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, ClassVar, Literal
 
 import ml_dtypes
 import numpy as np
@@ -18,10 +18,10 @@ from xformer.pretrained.names import Index, Shape
 
 NDARRAY = 1  # type of the extension that holds an array
 CHUNKED = "__msgpack_chunked_array__"  # key of a map that holds the chunks of one
-MAX_NODES = 100_000
+MAX_NODES = 40_000  # 1024 layers of 16 arrays and 8 maps, and half as many more
 _MAX_DEPTH = 32
 _MAX_RANK = 8
-_MAX_NAME_BYTES = 1000
+_MAX_NAME_BYTES = 256  # of a path
 _DTYPES = {
     dtype.name: dtype
     for dtype in map(
@@ -52,25 +52,33 @@ class MsgpackFile:
         path: The file.
         forms: Where every array lies, by its path joined by "/".
         layout: Always "flax".
+        cost: Number of msgpack objects.
     """
 
+    limit: ClassVar[int] = MAX_NODES
     layout: Literal["flax"] = "flax"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, limit: int = MAX_NODES) -> None:
         """Scans a file without reading its arrays.
 
         Args:
             path: The file.
+            limit: Most msgpack objects accepted.
 
         Raises:
             ValueError: if it is not a whole file of Flax parameters.
         """
         self.path = path
         with path.open("rb") as file:
-            scanner = _Scanner(path, file)
-            tree = scanner.node(depth=0)
+            scanner = _Scanner(path, file, limit)
+            tree = scanner.node()
             scanner.check_end()
+        self.cost = limit - scanner.left
         self.forms: dict[str, Leaf] = dict(_leaves(path, tree, ()))
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Forgets everything in the file but some names."""
+        self.forms = {name: self.forms[name] for name in names}
 
     def read(self, name: str, index: Index | None = None) -> np.ndarray:
         """Reads an array, or a part of it without the rows before and after.
@@ -116,19 +124,22 @@ def _overlaps(
 class _Scanner:
     """Reads the structure of a file."""
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
+    def __init__(self, path: Path, file: BinaryIO, limit: int) -> None:
         self._path, self._file = path, file
         self._size = path.stat().st_size
-        self._nodes = 0
+        self.left = self._limit = limit
 
-    def node(self, depth: int) -> Any:
-        """The next object: a dict, a `Leaf`, a number, or True."""
-        self._nodes += 1
-        if self._nodes > MAX_NODES or depth > _MAX_DEPTH:
-            raise self._error(f"holds more than {MAX_NODES} objects or {_MAX_DEPTH} levels")
+    def node(self, depth: int = 0, room: int = _MAX_NAME_BYTES) -> Any:
+        """The next object, whose keys may be as long as `room`: a dict, `Leaf`, number, or True."""
+        self.left -= 1
+        if self.left < 0 or depth > _MAX_DEPTH:
+            raise self._error(
+                f"holds more than {self._limit} objects (all shards of a model together "
+                f"{MAX_NODES}) or {_MAX_DEPTH} levels"
+            )
         code = self._byte()
         if (count := self._count(code, 0x80, {0xDE: 2, 0xDF: 4})) is not None:
-            return self._map(count, depth)
+            return self._map(count, depth, room)
         if (size := self._ext_size(code)) is not None:
             return self._array(size)
         if (number := self._number(code)) is not None:
@@ -142,13 +153,13 @@ class _Scanner:
         if self._file.tell() != self._size:
             raise self._error(f"goes on after its end, at byte {self._file.tell()}")
 
-    def _map(self, count: int, depth: int) -> dict[str, Any]:
+    def _map(self, count: int, depth: int, room: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for _ in range(count):
-            key = self._text()
+            key = self._text(room)
             if key in found or not key or "/" in key:
                 raise self._error(f"has the key {key!r} twice, or it is empty or has a slash")
-            found[key] = self.node(depth + 1)
+            found[key] = self.node(depth + 1, room - len(key))
         return found
 
     def _array(self, size: int) -> Leaf:
@@ -174,13 +185,16 @@ class _Scanner:
         self._file.seek(end)
         return Leaf(shape, _DTYPES[name], ((start, wanted),))
 
-    def _text(self) -> str:
+    def _text(self, room: int = _MAX_NAME_BYTES) -> str:
         code = self._byte()
         size = self._count(code, 0xA0, {0xD9: 1, 0xDA: 2, 0xDB: 4}, bits=5)
         if size is None:
             size = self._sized(code, {0xC4: 1})
-        if size is None or size > _MAX_NAME_BYTES:
-            raise self._error(f"has a key that is no text of at most {_MAX_NAME_BYTES} bytes")
+        if size is None or size > room:
+            raise self._error(
+                f"has a key that is no text of at most {room} bytes ({_MAX_NAME_BYTES} with those "
+                "above it)"
+            )
         try:
             return self._take(size).decode("utf-8")
         except UnicodeDecodeError as error:

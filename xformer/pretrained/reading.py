@@ -7,7 +7,7 @@ folder, and formats that can run code are refused.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -27,8 +27,7 @@ MAX_SHARDS = 2000
 _UNSAFE = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".h5", ".ckpt", ".bin.index.json")
 
 File = SafetensorsFile | MsgpackFile
-_Opener = Callable[[Path], File]
-_KINDS: dict[str, _Opener] = {SAFETENSORS: SafetensorsFile, MSGPACK: MsgpackFile}
+_KINDS: dict[str, type[File]] = {SAFETENSORS: SafetensorsFile, MSGPACK: MsgpackFile}
 
 
 class Weights:
@@ -115,12 +114,12 @@ def open_weights(source: Source) -> Weights:
         ValueError: if a file is damaged, if an index and its shards disagree, or if there are
             only weights in a format that can run code.
     """
-    for name, open_file in _KINDS.items():
+    for name, kind in _KINDS.items():
         if (path := source.file(name)) is not None:
-            file = open_file(verify(path, name, read_manifest(source)))
+            file = kind(verify(path, name, read_manifest(source)))
             return Weights(source.name, dict.fromkeys(file.forms, file))
         if (path := source.file(f"{name}.index.json")) is not None:
-            return Weights(source.name, _open_shards(source, path, open_file))
+            return Weights(source.name, _open_shards(source, path, kind))
     unsafe = [name for name in source.names() or () if name.endswith(_UNSAFE)]
     if unsafe:
         raise ValueError(
@@ -134,19 +133,30 @@ def open_weights(source: Source) -> Weights:
     )
 
 
-def _open_shards(source: Source, index: Path, open_file: _Opener) -> dict[str, File]:
+def _open_shards(source: Source, index: Path, kind: type[File]) -> dict[str, File]:
     """The opened shard of every tensor that an index names."""
     manifest = read_manifest(source)
-    places = _read_index(verify(index, index.name, manifest))
-    shards = {}
-    for shard in set(places.values()):
+    held: dict[str, list[str]] = {}
+    for name, shard in _read_index(verify(index, index.name, manifest)).items():
+        held.setdefault(shard, []).append(name)
+    files: dict[str, File] = {}
+    shard_of: dict[tuple[int, int], str] = {}  # by what identifies a file, whatever links to it
+    left = kind.limit  # what one file may cost to open, all may cost together
+    for shard, names in held.items():
         if (path := source.file(shard)) is None:
-            raise FileNotFoundError(f"{source.name} lacks {shard}, which {index.name} names")
-        shards[shard] = open_file(verify(path, shard, manifest))
-    for name, shard in places.items():
-        if name not in shards[shard].forms:
-            raise ValueError(f"{index} says that {name} is in {shard}, which does not hold it")
-    return {name: shards[shard] for name, shard in places.items()}
+            raise FileNotFoundError(f"{source.name} lacks {shard:.80}, which {index.name} names")
+        status = path.stat()
+        if (other := shard_of.setdefault((status.st_dev, status.st_ino), shard)) != shard:
+            raise ValueError(f"{index}: {shard:.80} and {other:.80} must not be the same file")
+        file = kind(verify(path, shard, manifest), left)
+        left -= file.cost
+        if lacking := [name for name in names if name not in file.forms]:
+            raise ValueError(
+                f"{index} says that {lacking[0]:.80} is in {shard:.80}, which does not hold it"
+            )
+        file.keep(names)
+        files |= dict.fromkeys(names, file)
+    return files
 
 
 def _read_index(path: Path) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Reading safetensors: the header alone, then whole tensors or parts of them."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -63,33 +64,42 @@ class SafetensorsFile:
         path: The file.
         forms: What it holds, by name.
         layout: "flax" where the metadata says that Flax's names and layouts were stored.
+        cost: Bytes of its header.
     """
 
-    def __init__(self, path: Path) -> None:
+    limit: ClassVar[int] = MAX_HEADER_BYTES
+
+    def __init__(self, path: Path, limit: int = MAX_HEADER_BYTES) -> None:
         """Reads a file's header.
 
         Args:
             path: The file.
+            limit: Largest header accepted, in bytes.
 
         Raises:
             ValueError: if it is not a whole safetensors file with a header of reasonable size.
         """
         self.path = path
         with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-        if size > MAX_HEADER_BYTES:
+            self.cost = int.from_bytes(file.read(8), "little")
+        if self.cost > limit:
             raise ValueError(
-                f"{path} must have a header of at most {MAX_HEADER_BYTES} bytes, got {size}; "
-                "it is not a whole safetensors file, or not one of a model"
+                f"{path} must have a header of at most {limit} bytes (all shards of a model "
+                f"together {MAX_HEADER_BYTES}), got {self.cost}; it is not a whole safetensors "
+                "file, or not one of a model"
             )
-        self._file = file = self._open()
-        is_flax = (file.metadata() or {}).get("format") == "flax"
-        slices = {name: file.get_slice(name) for name in file.keys()}
+        self._file = opened = self._open()
+        is_flax = (opened.metadata() or {}).get("format") == "flax"
+        slices = {name: opened.get_slice(name) for name in opened.keys()}
         self.forms = {
             name: Form(tuple(one.get_shape()), self._dtype(name, one.get_dtype()))
             for name, one in slices.items()
         }
         self.layout: Literal["published", "flax"] = "flax" if is_flax else "published"
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Forgets everything in the file but some names."""
+        self.forms = {name: self.forms[name] for name in names}
 
     def read(self, name: str, index: Index | None = None) -> np.ndarray:
         """Reads a tensor, or a part of it without the rest.
@@ -122,6 +132,6 @@ class SafetensorsFile:
     def _dtype(self, name: str, dtype: str) -> np.dtype:
         if dtype not in _DTYPES:
             raise ValueError(
-                f"{self.path}: {name} has dtype {dtype}; known are {', '.join(_DTYPES)}"
+                f"{self.path}: {name:.80} has dtype {dtype}; known are {', '.join(_DTYPES)}"
             )
         return _DTYPES[dtype]
