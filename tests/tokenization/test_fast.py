@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
 from xformer.tokenization.fast import PreTrainedTokenizerFast
 from xformer.tokenization.xglm import XGLMTokenizer
@@ -69,6 +69,19 @@ def test_merges_to_special_tokens_are_none_in_documents():
     assert tokenizer.encode_documents(["abc"])[0][1:-1].tolist() == [5]
     tokenizer.add_special_tokens({"mask_token": "ab"})
     assert tokenizer.encode_documents(["abc"])[0][1:-1].tolist() == [1, 2, 4]
+
+
+def test_documents_are_encoded_with_what_the_backend_has_become(tokenizer):
+    [plain] = tokenizer.encode_documents(["HELLO"])
+    backend = tokenizer.backend_tokenizer
+    for normalizer in (normalizers.Lowercase(), normalizers.Replace("H", "y")):
+        backend.normalizer = normalizer
+        [changed] = tokenizer.encode_documents(["HELLO"])
+        assert changed.tolist() == [*tokenizer("HELLO")["input_ids"], 2] != plain.tolist()
+    literal = tokenizer._literal
+    tokenizer("a", truncation=True, max_length=3)
+    tokenizer.encode_documents(["HELLO"])
+    assert tokenizer._literal is literal  # nothing that counts has changed
 
 
 def test_documents_need_a_family_and_its_tokens(tokenizer):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from xformer.tokenization.backend import literal_copy
+from xformer.tokenization.backend import describe_backend, literal_copy
 from xformer.tokenization.calls import EncodingCalls, Text
 from xformer.tokenization.encoding import BatchEncoding
 from xformer.tokenization.guards import BackendLock, rust_errors
@@ -24,6 +24,8 @@ class BackendCalls(EncodingCalls):
     _tokenizer: Tokenizer
     _lock: BackendLock
     _literal: Tokenizer | None
+    _literal_of: bytes | None
+    _is_shared: bool
 
     def _encode_one(
         self, text: Text, pair: Text | None, settings: EncodingSettings
@@ -156,12 +158,19 @@ class BackendCalls(EncodingCalls):
         Returns:
             One int32 array of ids for each.
         """
-        if self._literal is None:
-            self._literal = literal_copy(self._tokenizer)
+        literal = self._literal_backend()
         with rust_errors("documents must be str that the tokenizer can encode"):
-            rows = self._literal.encode_batch_fast(list(texts), add_special_tokens=False)
+            rows = literal.encode_batch_fast(list(texts), add_special_tokens=False)
         before, after = self.document_affixes
         return [np.array([*before, *row.ids, *after], np.int32) for row in rows]
+
+    def _literal_backend(self) -> Tokenizer:
+        """The backend for documents, made anew where the one that it stands for has changed."""
+        with self._lock:
+            identity = describe_backend(self._tokenizer) if self._is_shared else None
+            if self._literal is None or self._literal_of != identity:
+                self._literal, self._literal_of = literal_copy(self._tokenizer), identity
+            return self._literal
 
     def _special_tokens_mask(self, ids: list[int], pair_ids: list[int] | None) -> list[int]:
         raise ValueError(

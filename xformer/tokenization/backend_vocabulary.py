@@ -17,6 +17,8 @@ class BackendVocabulary(SpecialTokens):
     _tokenizer: Tokenizer
     _lock: BackendLock
     _literal: Tokenizer | None = None  # for documents; made when the first comes
+    _literal_of: bytes | None = None  # identity of the backend that it was made of
+    _is_shared: bool = False  # whether others have the backend, and may change it
 
     @property
     def vocab_size(self) -> int:

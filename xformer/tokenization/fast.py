@@ -110,7 +110,11 @@ class PreTrainedTokenizerFast(BackendCalls, BackendVocabulary, PreTrainedTokeniz
 
     @property
     def backend_tokenizer(self) -> Tokenizer:
-        """The tokenizer of the `tokenizers` library."""
+        """The tokenizer of the `tokenizers` library; what is changed of it counts at once.
+
+        Documents are slow to encode from then on: each time it is asked whether it has changed.
+        """
+        self._is_shared = True
         return self._tokenizer
 
     @property
