@@ -4,9 +4,11 @@ import gzip
 import io
 import json
 import lzma
+import os
 import sqlite3
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -160,6 +162,28 @@ def test_patterns_expand_sorted_and_once(tmp_path):
 def test_a_name_with_brackets_is_a_name(tmp_path):
     (tmp_path / "a[1].txt").write_text("x")
     assert expand_files([str(tmp_path / "a[1].txt")]) == (tmp_path / "a[1].txt",)
+
+
+def test_a_file_is_taken_once_whatever_leads_to_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.txt").symlink_to("a.txt")
+    (tmp_path / "loop").symlink_to(".")
+    assert expand_files(["**/*.txt", str(tmp_path / "a.txt")]) == (Path("a.txt"),)
+
+
+def test_link_to_nothing_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.txt").symlink_to("gone.txt")
+    for name in ("*.txt", "b.txt"):
+        with pytest.raises(FileNotFoundError, match=r"b\.txt, which some\.key names, is a link to"):
+            expand_files([str(tmp_path / name)], "some.key")
+
+
+def test_pipe_is_named(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileNotFoundError, match="pipe' is no regular file"):
+        expand_files([str(tmp_path / "pipe")])
 
 
 def test_missing_files_are_named(tmp_path):

@@ -76,15 +76,16 @@ def expand_files(files: Sequence[str], key: str = "files") -> tuple[Path, ...]:
         key: the setting they come from, for messages.
 
     Returns:
-        The files in the order given, the matches of one pattern sorted, each file once.
+        The files in the order given, the matches of one pattern sorted, each file once, whatever
+        links lead to it.
 
     Raises:
-        FileNotFoundError: a name or pattern matches no file.
+        FileNotFoundError: a name or pattern matches no file, or a link leads to none.
         ValueError: no names are given, or a folder of several splits, or parts of a dataset.
     """
     if not files:
         raise ValueError(f"{key} must name at least one file")
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}
     for name in files:
         exists = os.path.exists(name)
         matches = [name] if exists else sorted(glob.glob(name, recursive=True))
@@ -92,10 +93,12 @@ def expand_files(files: Sequence[str], key: str = "files") -> tuple[Path, ...]:
             _refuse_parts(name, matches, key)
         paths = [path for match in matches for path in _files_of(Path(match), key)]
         if not paths:
-            hint = "is a folder; write FOLDER/*.txt" if os.path.isdir(name) else "matches no file"
+            hint = "is no regular file" if exists else "matches no file"
+            hint = "is a folder; write FOLDER/*.txt" if os.path.isdir(name) else hint
             raise FileNotFoundError(f"every entry of {key} must name a file, but {name!r} {hint}")
-        found.update(dict.fromkeys(paths))
-    return tuple(found)
+        for path in paths:
+            found.setdefault(os.path.realpath(path), path)
+    return tuple(found.values())
 
 
 def _refuse_parts(name: str, matches: Sequence[str], key: str) -> None:
@@ -111,6 +114,8 @@ def _refuse_parts(name: str, matches: Sequence[str], key: str) -> None:
 def _files_of(path: Path, key: str) -> list[Path]:
     if path.is_file():
         return [path]
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(f"{path}, which {key} names, is a link to a file that is missing")
     return list_dataset(path, key) if is_dataset(path) else []
 
 
