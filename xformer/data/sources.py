@@ -114,7 +114,8 @@ def _refuse_parts(name: str, matches: Sequence[str], key: str) -> None:
 def _files_of(path: Path, key: str) -> list[Path]:
     if path.is_file():
         return [path]
-    if path.is_symlink() and not path.exists():
+    # Not `path.exists`, which gives up where `**` went around a circle of folders often enough.
+    if path.is_symlink() and not os.path.exists(os.path.realpath(path)):
         raise FileNotFoundError(f"{path}, which {key} names, is a link to a file that is missing")
     return list_dataset(path, key) if is_dataset(path) else []
 
