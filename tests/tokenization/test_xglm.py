@@ -145,3 +145,20 @@ def test_ids_outside_of_the_vocabulary_are_refused(tokenizer):
     for index in (-1, tokenizer.vocab_size):
         with pytest.raises(ValueError, match=r"token ids must be in 0\.\.2007, got"):
             tokenizer.decode([index])
+
+
+def test_documented_attributes_and_methods_are_there():
+    class Shouting(XGLMTokenizer):
+        def _tokenize(self, text):
+            return list(text)
+
+        def _convert_token_to_id(self, token):
+            return ord(token) if len(token) == 1 else super()._convert_token_to_id(token)
+
+        def _convert_id_to_token(self, index):
+            return chr(index).upper() if index > 3 else super()._convert_id_to_token(index)
+
+    tokenizer = Shouting(FIXTURES / "xglm" / "sentencepiece.bpe.model")
+    assert (tokenizer.fairseq_offset, tokenizer.num_madeup_words) == (1, 7)
+    assert tokenizer("ab")["input_ids"] == [2, 97, 98]
+    assert tokenizer.decode([97, 98], spaces_between_special_tokens=False) == "AB"

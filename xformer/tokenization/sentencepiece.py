@@ -18,8 +18,8 @@ _SAMPLING: dict[str, Any] = {"enable_sampling": bool, "nbest_size": int, "alpha"
 class SentencePieceTokenizer(PreTrainedTokenizer):
     """Base of the tokenizers that are a SentencePiece model with tokens around it.
 
-    A family whose ids are not those of the model overrides `vocab_size`, `_token_to_id` and
-    `_id_to_token`.
+    A family whose ids are not those of the model overrides `vocab_size`, `_convert_token_to_id` and
+    `_convert_id_to_token`.
 
     Attributes:
         sp_model: the SentencePiece model.
@@ -96,11 +96,11 @@ class SentencePieceTokenizer(PreTrainedTokenizer):
     def _tokenize(self, text: str) -> list[str]:
         return self.sp_model.encode(text, out_type=str)
 
-    def _token_to_id(self, token: str) -> int | None:
+    def _convert_token_to_id(self, token: str) -> int | None:
         index = self.sp_model.piece_to_id(token)
         return index if self.sp_model.id_to_piece(index) == token else None
 
-    def _id_to_token(self, index: int) -> str:
+    def _convert_id_to_token(self, index: int) -> str:
         return self.sp_model.id_to_piece(index)
 
     def _identity(self) -> bytes:

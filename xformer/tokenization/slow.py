@@ -29,7 +29,7 @@ _Tokenizer = TypeVar("_Tokenizer", bound="PreTrainedTokenizer")
 class PreTrainedTokenizer(PreTrainedTokenizerBase):
     """Base of the slow tokenizers.
 
-    A family supplies `vocab_size`, `_tokenize`, `_token_to_id`, `_id_to_token`,
+    A family supplies `vocab_size`, `_tokenize`, `_convert_token_to_id`, `_convert_id_to_token`,
     `convert_tokens_to_string` and `_vocabulary_files`, and what it puts around a sequence.
     """
 
@@ -60,11 +60,11 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
         """Splits a text that has no added tokens in it."""
         raise NotImplementedError
 
-    def _token_to_id(self, token: str) -> int | None:
+    def _convert_token_to_id(self, token: str) -> int | None:
         """The id of a token of the vocabulary; `None` for what it does not have."""
         raise NotImplementedError
 
-    def _id_to_token(self, index: int) -> str:
+    def _convert_id_to_token(self, index: int) -> str:
         """The token of an id, 0 to `vocab_size - 1`."""
         raise NotImplementedError
 
@@ -136,7 +136,7 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
             return added.content
         if not 0 <= index < self.vocab_size:
             raise ValueError(f"token ids must be in 0..{len(self) - 1}, got {index}")
-        return self._id_to_token(index)
+        return self._convert_id_to_token(index)
 
     # Texts to ids.
 
@@ -278,10 +278,10 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
 
     def _known_id(self, token: str) -> int | None:
         index = self._added_ids.get(token)
-        return self._token_to_id(token) if index is None else index
+        return self._convert_token_to_id(token) if index is None else index
 
     def _vocabulary_id(self, token: str) -> int | None:
-        return self._token_to_id(token)
+        return self._convert_token_to_id(token)
 
     def _take_added(self, table: Mapping[int, Any]) -> None:
         """Takes the tokens that a folder lists; behind the vocabulary they leave no gap."""

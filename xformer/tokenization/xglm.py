@@ -24,10 +24,15 @@ FIRST_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 
 
 class XGLMInput(ModelInput):
-    """What the family puts around a sequence, whichever kind of tokenizer split it."""
+    """What the family puts around a sequence, whichever kind of tokenizer split it.
+
+    Attributes:
+        num_madeup_words: number of ids behind the pieces that fill up the embedding matrix.
+    """
 
     document_roles: ClassVar[tuple[Sequence[str], Sequence[str]]] = (["sep_token"], ["eos_token"])
     model_input_names: Sequence[str] = ("input_ids", "attention_mask")
+    num_madeup_words: ClassVar[int] = len(MADEUP_WORDS)
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
@@ -60,9 +65,21 @@ class XGLMInput(ModelInput):
         """
         return [0] * len(self.build_inputs_with_special_tokens(token_ids_0, token_ids_1))
 
+    @staticmethod
+    def _with_madeup_words(tokens: Sequence[Token]) -> list[Token]:
+        """The additional special tokens, the made-up words that are not among them behind."""
+        named = set(map(str, tokens))
+        return [*tokens, *(word for word in MADEUP_WORDS if word not in named)]
+
 
 class XGLMTokenizer(XGLMInput, SentencePieceTokenizer):
-    """The tokenizer of the XGLM family (the one that `transformers` calls slow)."""
+    """The tokenizer of the XGLM family (the one that `transformers` calls slow).
+
+    Attributes:
+        fairseq_offset: what is added to the model's id of a piece.
+    """
+
+    fairseq_offset: ClassVar[int] = OFFSET
 
     vocab_files_names: ClassVar[dict[str, str]] = {"vocab_file": "sentencepiece.bpe.model"}
     class_names: ClassVar[tuple[str, ...]] = ("XGLMTokenizer", "XGLMTokenizerFast")
@@ -100,8 +117,6 @@ class XGLMTokenizer(XGLMInput, SentencePieceTokenizer):
             TypeError: there is no such option.
             ValueError: it is no SentencePiece model, or an option is out of range.
         """
-        additional = list(additional_special_tokens or ())
-        named = set(map(str, additional))
         super().__init__(
             vocab_file,
             sp_model_kwargs,
@@ -111,35 +126,36 @@ class XGLMTokenizer(XGLMInput, SentencePieceTokenizer):
             cls_token=cls_token,
             unk_token=unk_token,
             pad_token=pad_token,
-            additional_special_tokens=[
-                *additional,
-                *(word for word in MADEUP_WORDS if word not in named),
-            ],
+            additional_special_tokens=self._with_madeup_words(additional_special_tokens or ()),
             **options,
         )
 
     @property
     def vocab_size(self) -> int:
         """Number of ids: pieces, offset and made-up words, without those of added tokens."""
-        return self._pieces + OFFSET + len(MADEUP_WORDS)
+        return self._pieces + self.fairseq_offset + self.num_madeup_words
 
-    def _token_to_id(self, token: str) -> int | None:
+    def _convert_token_to_id(self, token: str) -> int | None:
         if token in FIRST_TOKENS:
             return FIRST_TOKENS.index(token)
         if token in MADEUP_WORDS:
-            return self._pieces + OFFSET + MADEUP_WORDS.index(token)
+            return self._pieces + self.fairseq_offset + MADEUP_WORDS.index(token)
         piece_id = self.sp_model.piece_to_id(token)
-        return piece_id + OFFSET if piece_id else None
+        return piece_id + self.fairseq_offset if piece_id else None
 
-    def _id_to_token(self, index: int) -> str:
+    def _convert_id_to_token(self, index: int) -> str:
         if index < len(FIRST_TOKENS):
             return FIRST_TOKENS[index]
-        madeup = index - OFFSET - self._pieces
-        return MADEUP_WORDS[madeup] if madeup >= 0 else self.sp_model.id_to_piece(index - OFFSET)
+        madeup = index - self.fairseq_offset - self._pieces
+        return (
+            MADEUP_WORDS[madeup]
+            if madeup >= 0
+            else self.sp_model.id_to_piece(index - self.fairseq_offset)
+        )
 
     def _literal_ids(self, texts: Sequence[str]) -> Sequence[Sequence[int] | np.ndarray]:
         if self._plain or self.unk_token_id is None:
             return super()._literal_ids(texts)
         # SentencePiece calls its unknown piece 0.
         pieces = (np.asarray(one, np.int32) for one in super()._literal_ids(texts))
-        return [np.where(one == 0, self.unk_token_id, one + OFFSET) for one in pieces]
+        return [np.where(one == 0, self.unk_token_id, one + self.fairseq_offset) for one in pieces]

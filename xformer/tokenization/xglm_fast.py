@@ -67,8 +67,6 @@ class XGLMTokenizerFast(XGLMInput, PreTrainedTokenizerFast):
             TypeError: there is no such option.
             ValueError: no file or a damaged one is given, or an option is out of range.
         """
-        additional = list(additional_special_tokens or ())
-        named = set(map(str, additional))
         super().__init__(
             vocab_file,
             tokenizer_file,
@@ -79,10 +77,7 @@ class XGLMTokenizerFast(XGLMInput, PreTrainedTokenizerFast):
             cls_token=cls_token,
             unk_token=unk_token,
             pad_token=pad_token,
-            additional_special_tokens=[
-                *additional,
-                *(word for word in MADEUP_WORDS if word not in named),
-            ],
+            additional_special_tokens=self._with_madeup_words(additional_special_tokens or ()),
             **options,
         )
 
