@@ -1,5 +1,7 @@
 """The functional face's one call: config, weights and placement of a folder or a hub name."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,3 +61,10 @@ def test_missing_weights_are_named(folder, config, draw):
 def test_folder_without_weights_is_refused(tmp_path, config):
     with pytest.raises(FileNotFoundError, match="neither model.safetensors nor flax_model.msgpack"):
         read_params(tmp_path, config, CausalLM())
+
+
+def test_message_about_very_many_missing_weights_is_short(folder, config):
+    deep = dataclasses.replace(config, num_layers=40)
+    with pytest.raises(ValueError, match=r"lacks the weights \[.*\] and \d+ more") as caught:
+        read_params(folder, deep, CausalLM())
+    assert len(str(caught.value)) < 10_000

@@ -280,6 +280,39 @@ def test_weights_of_other_shapes_are_listed_before_any_is_read(
     assert numbers_read == {}
 
 
+def test_only_weights_that_fit_are_compared_with_their_manifest(
+    tmp_path, load, config, draw, monkeypatch
+):
+    """Comparing reads all of a file, however large a stranger made it."""
+    save_params(tmp_path, draw(), WEIGHTS, with_manifest=True)
+    verified = []
+    monkeypatch.setattr(Weights, "verify", lambda self: verified.append(self))
+    with pytest.raises(ValueError, match="weights must have the model's shapes"):
+        load(tmp_path, dataclasses.replace(config, ffn_dim=2**20))
+    assert verified == []
+    load(tmp_path)
+    assert len(verified) == 1
+
+
+def test_damage_that_the_manifest_finds_is_refused(tmp_path, load, draw, numbers_read):
+    save_params(tmp_path, draw(), WEIGHTS, with_manifest=True)
+    path = tmp_path / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ValueError, match="model.safetensors is not the file that .* describes"):
+        load(tmp_path)
+    assert numbers_read == {}
+
+
+def test_message_about_very_many_weights_is_short(tmp_path, load, config, draw):
+    layers = 40
+    deep = dataclasses.replace(config, num_layers=layers)
+    save_params(tmp_path, draw(deep), WEIGHTS)
+    with pytest.raises(ValueError, match=f"; and {3 * layers - 20} more") as caught:
+        load(tmp_path, dataclasses.replace(deep, ffn_dim=25))
+    assert len(str(caught.value)) < 10_000
+
+
 def test_weights_of_other_shapes_are_left_out_when_asked_for(folder, load, config, draw):
     wider = dataclasses.replace(config, vocab_size=20)
     loaded = load(folder, wider, ignore_mismatched_sizes=True)

@@ -57,5 +57,6 @@ def read_params(
     loaded = load_params(open_weights(source), shapes, table, shardings=shardings, dtype=dtype)
     if loaded.missing:
         missing = sorted("/".join(path) for path in loaded.missing)
-        raise ValueError(f"{source.name} lacks the weights {missing}")
+        more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
+        raise ValueError(f"{source.name} lacks the weights {missing[:20]}{more}")
     return loaded.params

@@ -23,6 +23,8 @@ from xformer.layers.stack import STACKED
 from xformer.pretrained.names import SAME, Index, Layout, Path, Shape, WeightTable
 from xformer.pretrained.reading import PIECE_BYTES, Weights
 
+_MAX_SHOWN = 20  # of the weights that do not fit
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -79,7 +81,8 @@ def load_params(
         The parameters, and what did not fit.
 
     Raises:
-        ValueError: if weights have another shape or are not of a floating dtype; all are listed.
+        ValueError: if weights have another shape or are not of a floating dtype, or if a file is
+            not the one that its manifest describes.
     """
     flat: dict[Path, Any] = traverse_util.flatten_dict(shapes)
     places = traverse_util.flatten_dict(shardings) if shardings is not None else {}
@@ -90,9 +93,10 @@ def load_params(
     }
     mismatched = tuple(_mismatches(plan, weights))
     if mismatched and not ignore_mismatched_sizes:
-        listed = "; ".join(
-            f"{name}: stored {has}, wanted {wants}" for name, has, wants in mismatched
-        )
+        shown = [f"{name}: stored {has!s:.80}, wanted {wants}" for name, has, wants in mismatched]
+        listed = "; ".join(shown[:_MAX_SHOWN])
+        if len(shown) > _MAX_SHOWN:
+            listed += f"; and {len(shown) - _MAX_SHOWN} more"
         raise ValueError(
             f"{weights.source}: weights must have the model's shapes ({listed}); change the "
             "config, or leave them out with ignore_mismatched_sizes=True"
@@ -103,6 +107,8 @@ def load_params(
         for path, tensors in plan.items()
         if path not in missing and left_out.isdisjoint(tensor.name for tensor in tensors)
     ]
+    if found:
+        weights.verify()
     # The largest first: the most memory is needed while there is least beside it.
     arrays = {
         path: _array(weights, plan[path], flat[path].shape, dtype, places.get(path))

@@ -40,12 +40,15 @@ class Weights:
         names: Shape and dtype of every tensor, by name.
     """
 
-    def __init__(self, source: str, files: Mapping[str, File]) -> None:
+    def __init__(
+        self, source: str, files: Mapping[str, File], manifest: Mapping[str, object] | None = None
+    ) -> None:
         """Collects opened files.
 
         Args:
             source: What messages call the place they come from.
             files: The file that holds each tensor, by its stored name.
+            manifest: The checksum of every file, by its name; None where there are none.
 
         Raises:
             ValueError: if the files are of several layouts.
@@ -55,6 +58,7 @@ class Weights:
             raise ValueError(f"{source}: shards must be all of PyTorch's layout or all of Flax's")
         is_published = layouts == {"published"}
         self.source = source
+        self._manifest = manifest
         self.layout: Literal["published", "flax"] = "published" if is_published else "flax"
         # Flax's safetensors join paths by dots, its msgpack files nest them.
         shown = {name: name if is_published else name.replace(".", "/") for name in files}
@@ -69,6 +73,17 @@ class Weights:
     def origin(self, name: str) -> Path:
         """The file that holds a tensor."""
         return self._files[name][0].path
+
+    def verify(self) -> None:
+        """Compares the files with the manifest, where there is one.
+
+        This reads all of them: compare what they promise with what is wanted before.
+
+        Raises:
+            ValueError: if a file is not the one that was exported.
+        """
+        for path in {file.path for file, _ in self._files.values()}:
+            verify(path, path.name, self._manifest)
 
     def read(self, name: str, index: Index | None = None) -> np.ndarray:
         """Reads a tensor, or a part of it without the rest.
@@ -107,7 +122,7 @@ def open_weights(source: Source) -> Weights:
         source: Where the files are, as `xformer.hub.open_source` gives them.
 
     Returns:
-        The weights, of which only the headers have been read.
+        The weights, of which only the headers have been read; `Weights.verify` reads the rest.
 
     Raises:
         FileNotFoundError: if there are no weights.
@@ -116,10 +131,13 @@ def open_weights(source: Source) -> Weights:
     """
     for name, kind in _KINDS.items():
         if (path := source.file(name)) is not None:
-            file = kind(verify(path, name, read_manifest(source)))
-            return Weights(source.name, dict.fromkeys(file.forms, file))
+            file = kind(path)
+            files = dict.fromkeys(file.forms, file)
+            return Weights(source.name, files, read_manifest(source))
         if (path := source.file(f"{name}.index.json")) is not None:
-            return Weights(source.name, _open_shards(source, path, kind))
+            manifest = read_manifest(source)
+            files = _open_shards(source, verify(path, path.name, manifest), kind)
+            return Weights(source.name, files, manifest)
     unsafe = [name for name in source.names() or () if name.endswith(_UNSAFE)]
     if unsafe:
         raise ValueError(
@@ -135,9 +153,8 @@ def open_weights(source: Source) -> Weights:
 
 def _open_shards(source: Source, index: Path, kind: type[File]) -> dict[str, File]:
     """The opened shard of every tensor that an index names."""
-    manifest = read_manifest(source)
     held: dict[str, list[str]] = {}
-    for name, shard in _read_index(verify(index, index.name, manifest)).items():
+    for name, shard in _read_index(index).items():
         held.setdefault(shard, []).append(name)
     files: dict[str, File] = {}
     shard_of: dict[tuple[int, int], str] = {}  # by what identifies a file, whatever links to it
@@ -148,7 +165,7 @@ def _open_shards(source: Source, index: Path, kind: type[File]) -> dict[str, Fil
         status = path.stat()
         if (other := shard_of.setdefault((status.st_dev, status.st_ino), shard)) != shard:
             raise ValueError(f"{index}: {shard:.80} and {other:.80} must not be the same file")
-        file = kind(verify(path, shard, manifest), left)
+        file = kind(path, left)
         left -= file.cost
         if lacking := [name for name in names if name not in file.forms]:
             raise ValueError(
