@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from xformer.data import documents
+from xformer.data.manifest import hash_file
 from xformer.data.packing import expand_row, pack
 from xformer.data.pipeline import PreparedData, TextData, open_batches, read_tokenizer
 from xformer.tokenization.xglm import XGLMTokenizer
@@ -424,3 +426,19 @@ def test_missing_and_empty_text_is_refused(tmp_path, tokenizer_folder):
     (tmp_path / "a.txt").write_text("\n")
     with pytest.raises(ValueError, match=r"TextData\.files must hold at least one document"):
         _take(TextData((str(tmp_path / "a.txt"),), tokenizer_folder, 8), 1)
+
+
+def test_file_that_grows_while_it_is_read_is_refused(tmp_path, monkeypatch, tokenizer_folder):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n')
+
+    def hash_and_write(path):
+        """Hashes a file to which another program then writes."""
+        digest = hash_file(path)
+        with path.open("a") as file:
+            file.write('{"text": "b"}\n')
+        return digest
+
+    monkeypatch.setattr(documents, "hash_file", hash_and_write)
+    with pytest.raises(ValueError, match=r"a\.jsonl must not change while it is read; start again"):
+        _take(TextData((str(path),), tokenizer_folder, 8), 1)

@@ -50,7 +50,7 @@ class DocumentSource:
 
         Raises:
             FileNotFoundError: a name or pattern matches no file.
-            ValueError: there are no documents, or too many bad rows.
+            ValueError: there are no documents, too many bad rows, or a file changes meanwhile.
         """
         source = cls(options)
         bad_rows = BadRows()
@@ -107,13 +107,17 @@ class DocumentSource:
             ) from error
 
     def _add_file(self, path: Path, bad_rows: BadRows) -> None:
-        self._entries.append([path.name, path.stat().st_size, hash_file(path)])
+        before = path.stat()
+        self._entries.append([path.name, before.st_size, hash_file(path)])
         self._files.append(open_file(path, self._options))
         for raw, text in read_documents(self._files[-1], bad_rows):
             if raw.place is None:
                 self._hold(text)
             self._of_file.append(len(self._files) - 1)
             self._places.extend(raw.place or (0, 0))
+        after = path.stat()
+        if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            raise ValueError(f"{path} must not change while it is read; start again")
 
     def _hold(self, text: str) -> None:
         self._held += len(text)
