@@ -59,6 +59,7 @@ def test_way_back_of_a_pair(fast):
     assert encoding.token_to_sequence(start) == encoding.token_to_sequence(0, start) == 1
     assert encoding.token_to_sequence(-1) == 1
     word = encoding.word_ids()[start]
+    assert encoding.words() == encoding.word_ids()
     assert encoding.token_to_word(0, start) == encoding.token_to_word(start - len(tokens)) == word
     assert encoding.word_to_tokens(word, sequence_index=1) == TokenSpan(start, start + 1)
     assert encoding.word_to_tokens(99, sequence_index=1) is None
@@ -115,3 +116,24 @@ def test_copies_keep_everything(fast):
     for copied in (copy.deepcopy(encoding), copy.copy(encoding)):
         assert copied == encoding and copied.tokens() == encoding.tokens()
     assert pickle.loads(pickle.dumps(BatchEncoding({"input_ids": ROWS}))).input_ids == ROWS
+
+
+def test_arrays_of_jax_are_put_onto_devices(slow):
+    batch = slow(["a b", "c d"], padding=True, return_tensors="jax")
+    devices = jax.devices("cpu")
+    for device, wanted in (("cpu:3", devices[3]), (devices[1], devices[1]), ("cpu", devices[0])):
+        assert batch.to(device) is batch
+        assert [value.devices() for value in batch.values()] == [{wanted}] * len(batch)
+    mesh = jax.sharding.Mesh(np.array(devices[:2]), "data")
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    assert batch.to(sharding, non_blocking=True).input_ids.sharding == sharding
+    for name in ("cpu:99", "cpu:x", "nowhere"):
+        with pytest.raises(ValueError, match=f"device must be one of JAX's .cpu., got '{name}'"):
+            batch.to(name)
+
+
+def test_lists_and_numpy_arrays_stay_where_they_are(slow):
+    lists = slow("a b")
+    arrays = slow("a b", return_tensors="np")
+    ids = arrays.input_ids
+    assert lists.to("cpu") == slow("a b") and arrays.to("cuda").input_ids is ids

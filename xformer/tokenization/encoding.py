@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import tokenizers
 
-from xformer.tokenization.tensors import converter
+from xformer.tokenization.tensors import converter, moved
 
 _Found = TypeVar("_Found")
 
@@ -145,6 +145,22 @@ class BatchEncoding(UserDict):
                 ) from error
         return self
 
+    def to(self, device: Any, *, non_blocking: bool = False) -> "BatchEncoding":
+        """Puts the arrays of JAX onto a device; NumPy arrays and lists have none, and stay.
+
+        Args:
+            device: a device or sharding of JAX, or the name of one: "cpu", "cuda", "tpu:1".
+            non_blocking: whichever it is, nothing is waited for: JAX copies while Python goes on.
+
+        Returns:
+            This object.
+
+        Raises:
+            ValueError: there is no such device.
+        """
+        self.data = {name: moved(value, device) for name, value in self.data.items()}
+        return self
+
     # The way back to the text, for fast tokenizers.
 
     def tokens(self, batch_index: int = 0) -> list[str]:
@@ -188,6 +204,20 @@ class BatchEncoding(UserDict):
             ValueError: a slow tokenizer made this.
         """
         return self._row(batch_index, "word_ids").word_ids
+
+    def words(self, batch_index: int = 0) -> list[int | None]:
+        """Says which word the tokens of a row are from: the older name of `word_ids`.
+
+        Args:
+            batch_index: the row.
+
+        Returns:
+            The word's index for each token; `None` for special tokens.
+
+        Raises:
+            ValueError: a slow tokenizer made this.
+        """
+        return self.word_ids(batch_index)
 
     def token_to_sequence(
         self, batch_or_token_index: int, token_index: int | None = None

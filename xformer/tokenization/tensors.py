@@ -30,6 +30,37 @@ def converter(tensor_type: str) -> Callable[[Any], Any]:
     )
 
 
+def moved(value: Any, device: Any) -> Any:
+    """Puts an array of JAX onto a device.
+
+    Args:
+        value: anything; what is no array of JAX has no device, and stays as it is.
+        device: a device or sharding of JAX, or the name of one: "cpu", "cuda", "tpu:1".
+
+    Returns:
+        The array there, or the value.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    import jax  # Here, because tokenizing needs no JAX.
+
+    if not isinstance(value, jax.Array):
+        return value
+    return jax.device_put(value, _named_device(device) if isinstance(device, str) else device)
+
+
+def _named_device(name: str) -> Any:
+    import jax
+
+    platform, _, index = name.partition(":")
+    try:
+        return jax.devices(platform)[int(index or 0)]
+    except (RuntimeError, ValueError, IndexError) as error:
+        found = ", ".join(sorted({one.platform for one in jax.local_devices()}))
+        raise ValueError(f"device must be one of JAX's ({found}), got {name!r:.80}") from error
+
+
 def _numpy_array(value: Any) -> np.ndarray:
     """An int64 array; rows of different lengths become an object array of rows."""
     if (
