@@ -214,7 +214,8 @@ import numpy as np
 from xformer.pretrained.xglm import WEIGHTS
 from xformer.pretrained.saving import save_params
 
-place, layout, exists = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "exists"
+place, layout, state = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+size = 10**6 if state == "exists whole" else 256  # of a file: one, or two and an index
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.listdir",
           "os.scandir", "shutil.rmtree", "tempfile.mkdtemp"}
 
@@ -222,7 +223,7 @@ def params(value):
     return {"model": {"layer_norm": {"bias": np.full(64, value, np.float32),
                                      "scale": np.full(64, value, np.float32)}}}
 
-def save(folder, value, size):
+def save(folder, value):
     save_params(folder, params(value), WEIGHTS, layout=layout, max_shard_size=size,
                 files={"config.json": json.dumps(value).encode()})
 
@@ -235,13 +236,13 @@ def attempt(folder, at):
             if seen == at:
                 os.kill(os.getpid(), signal.SIGKILL)
     sys.addaudithook(count)
-    save(folder, 2, 256)
+    save(folder, 2)
 
 for at in range(1, 1000):
     folder = place / str(at) / "out"
     folder.parent.mkdir(parents=True)
-    if exists:
-        save(folder, 1, 256)
+    if state != "new":
+        save(folder, 1)
     child = os.fork()
     if not child:
         attempt(folder, at)
@@ -269,7 +270,9 @@ def killed(request, tmp_path):
 
 
 def value_of(folder):
-    """What the weights in a folder say, or None where they are refused."""
+    """What the config and the weights in a folder say, or None where one of them is refused."""
+    if not (folder / "config.json").exists():
+        return None
     shapes = {"model": {"layer_norm": dict.fromkeys(("bias", "scale"), np.zeros(64, np.float32))}}
     try:
         weights = open_weights(open_source(folder))
@@ -279,6 +282,7 @@ def value_of(folder):
     assert not loaded.missing
     values = {float(value) for leaf in jax.tree.leaves(loaded.params) for value in leaf}
     assert len(values) == 1, "a mixture of the old weights and the new"
+    assert values == {json.loads((folder / "config.json").read_text())}, "another model's config"
     return values.pop()
 
 
@@ -296,16 +300,17 @@ def test_new_folder_is_whole_or_not_there_whenever_it_is_killed(killed, draw):
         assert [path.name for path in folder.parent.iterdir()] == ["out"]
 
 
-def test_existing_folder_never_holds_a_mixture(killed):
-    folders = killed("exists")
+@pytest.mark.parametrize("stage", ["exists", "exists whole"])
+def test_existing_folder_never_holds_a_mixture(killed, stage):
+    folders = killed(stage)
     states = [value_of(folder) for folder in folders]
     assert states[0] == 1 and states[-1] == 2
     assert set(states) <= {1, None, 2}
     ranks = [{1: 0, None: 1, 2: 2}[state] for state in states]
     assert ranks == sorted(ranks)
     for folder, state in zip(folders, states, strict=True):
-        if (folder / "config.json").read_text() == "2":
-            assert state == 2, "the config is put in place last"
+        is_touched = not (folder / "config.json").exists()
+        assert is_touched == (state is None), "without a config until the last step and only so"
 
 
 @pytest.fixture

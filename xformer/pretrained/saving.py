@@ -18,6 +18,7 @@ from flax import traverse_util
 from jax.typing import DTypeLike
 
 from xformer.layers.stack import STACKED
+from xformer.models.config import CONFIG_FILE
 from xformer.pretrained.manifest import MANIFEST, describe
 from xformer.pretrained.msgpack_writing import Entry, write_tree
 from xformer.pretrained.names import SAME, Layout, Shape, Weight, WeightTable
@@ -85,7 +86,8 @@ def save_params(
 ) -> tuple[str, ...]:
     """Writes a model folder, whole or not at all.
 
-    A folder that exists keeps its other files; its weights in any format are replaced.
+    A folder that exists keeps its other files; its weights in any format are replaced. If that is
+    interrupted, it holds the old model, the new one, or none that can be loaded.
 
     Args:
         folder: The folder; it is made where there is none.
@@ -248,18 +250,21 @@ def _cut(value: Any, axis: int, start: int, size: int) -> Any:
 def _replace(stage: Path, folder: Path) -> None:
     """Moves files into an existing folder: weights, then what describes them.
 
-    Nothing reads a mixture: without its index a set of shards is none.
+    Nothing reads a mixture: between the first step and the last the folder lacks the config that
+    comes with the new weights, and a set of shards lacks its index. The old model can be loaded
+    until the first step, when the new one is on the disk as a whole.
     """
     new = [path.name for path in sorted(stage.iterdir())]
     old = [path.name for path in folder.iterdir() if _is_weights(path.name)]
-    for name in (*filter(_is_index, old), MANIFEST):
+    described = [CONFIG_FILE] if CONFIG_FILE in new else []
+    for name in (*described, *filter(_is_index, old), MANIFEST):
         (folder / name).unlink(missing_ok=True)
     weights = [name for name in new if _is_weights(name)]
     for name in sorted(weights, key=_is_index):
         (stage / name).replace(folder / name)
     for name in set(old) - set(new):
         (folder / name).unlink(missing_ok=True)
-    for name in set(new) - set(weights):
+    for name in sorted(set(new) - set(weights), key=lambda name: name == CONFIG_FILE):
         (stage / name).replace(folder / name)
 
 
