@@ -277,3 +277,14 @@ def test_second_writer_is_refused(tmp_path, program, tokenizer_folder, texts, wr
         assert output == "prepared\n"
     finally:
         process.kill()
+
+
+def test_names_that_are_no_utf8_are_kept(tmp_path, tokenizer_folder):
+    path = tmp_path / os.fsdecode(b"r\xe9sum\xe9.txt")
+    path.write_text("some text")
+    out = tmp_path / "out"
+    for created in (True, False):
+        options = PrepareOptions(length=8)
+        made = prepare([str(path)], tokenizer_folder, out, options=options, workers=1)
+        assert made.created == created
+    assert read_manifest(out).sources[0].path == str(path)

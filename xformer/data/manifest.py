@@ -140,7 +140,8 @@ class Manifest:
             The text of `manifest.json`.
         """
         head = {"format": FORMAT, "format_version": FORMAT_VERSION}
-        return json.dumps(head | asdict(self), indent=1, ensure_ascii=False) + "\n"
+        # In ASCII, as the name of a source need not be UTF-8.
+        return json.dumps(head | asdict(self), indent=1) + "\n"
 
 
 def describe_inputs(
