@@ -9,6 +9,7 @@ from xformer.hub import HubOptions, Source, open_source
 from xformer.tokenization.base import PreTrainedTokenizerBase
 from xformer.tokenization.fast import PreTrainedTokenizerFast
 from xformer.tokenization.folders import CONFIG_FILE, MAX_CONFIG_BYTES
+from xformer.tokenization.older_arguments import take_older_arguments
 from xformer.tokenization.xglm_fast import XGLMTokenizerFast
 
 # The fast class of each family, by its model_type; it knows the slow one.
@@ -54,7 +55,8 @@ class AutoTokenizer:
             token: the hub's access token, `True` for the one that is logged in.
             revision: branch, tag or commit of the repository.
             subfolder: folder inside of the repository.
-            **options: arguments of the tokenizer's constructor; they win over the files.
+            **options: arguments of the tokenizer's constructor, which win over the files; older
+                arguments of this method, see `older_arguments.py`.
 
         Returns:
             The tokenizer, of the kind that `use_fast` asks for.
@@ -67,6 +69,7 @@ class AutoTokenizer:
         """
         if trust_remote_code:
             raise ValueError("trust_remote_code must be False: code of a folder is never run")
+        options, token = take_older_arguments(options, token)
         hub = HubOptions(
             revision=revision,
             cache_dir=cache_dir,

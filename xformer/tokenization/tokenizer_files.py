@@ -20,6 +20,7 @@ from xformer.tokenization.folders import (
     read_tokenizer_folder,
     write_folder,
 )
+from xformer.tokenization.older_arguments import take_older_arguments
 from xformer.tokenization.options import TokenizerOptions
 from xformer.tokenization.special_tokens import ADDITIONAL, ROLES, Token
 from xformer.tokenization.tokens import token_fields
@@ -205,7 +206,8 @@ class TokenizerFiles(EncodingCalls):
             revision: branch, tag or commit of the repository.
             subfolder: folder inside of the repository.
             trust_remote_code: only False: code of a folder is never run.
-            **options: arguments of the constructor; they win over what the folder says.
+            **options: arguments of the constructor, which win over what the folder says; older
+                arguments of this method, see `older_arguments.py`.
 
         Returns:
             The tokenizer.
@@ -217,6 +219,7 @@ class TokenizerFiles(EncodingCalls):
         """
         if trust_remote_code:
             raise ValueError("trust_remote_code must be False: code of a folder is never run")
+        options, token = take_older_arguments(options, token)
         hub = HubOptions(
             revision=revision,
             cache_dir=cache_dir,
