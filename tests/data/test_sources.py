@@ -180,6 +180,31 @@ def test_link_to_nothing_is_named(tmp_path):
             expand_files([str(tmp_path / name)], "some.key")
 
 
+@pytest.fixture
+def ordinary_user(tmp_path, monkeypatch):
+    """Goes to the folder of the test as somebody for whom permissions count."""
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(user)
+
+
+@pytest.mark.parametrize("pattern", ["*/*.txt", "**/*.txt", "*/deep/*.txt", "b/*.txt", "b/a.txt"])
+def test_folder_that_cannot_be_listed_is_named(tmp_path, request, pattern):
+    for name in ("a/deep", "b/deep"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "a.txt").write_text("text")
+    (tmp_path / "b").chmod(0)
+    request.addfinalizer(lambda: (tmp_path / "b").chmod(0o755))
+    request.getfixturevalue("ordinary_user")
+    with pytest.raises(PermissionError, match=r"^b/ cannot be listed, .* of some\.key means"):
+        expand_files([pattern], "some.key")
+    assert expand_files(["a/**/*.txt"]) == (Path("a/deep/a.txt"),)
+
+
 def test_pipe_is_named(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(FileNotFoundError, match="pipe' is no regular file"):

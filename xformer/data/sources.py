@@ -81,6 +81,7 @@ def expand_files(files: Sequence[str], key: str = "files") -> tuple[Path, ...]:
 
     Raises:
         FileNotFoundError: a name or pattern matches no file, or a link leads to none.
+        PermissionError: a folder in which a pattern looks cannot be listed.
         ValueError: no names are given, or a folder of several splits, or parts of a dataset.
     """
     if not files:
@@ -88,7 +89,7 @@ def expand_files(files: Sequence[str], key: str = "files") -> tuple[Path, ...]:
     found: dict[str, Path] = {}
     for name in files:
         exists = os.path.exists(name)
-        matches = [name] if exists else sorted(glob.glob(name, recursive=True))
+        matches = [name] if exists else _expand_pattern(name, key)
         if not (exists and is_stream_by_name(Path(name))):
             _refuse_parts(name, matches, key)
         paths = [path for match in matches for path in _files_of(Path(match), key)]
@@ -99,6 +100,22 @@ def expand_files(files: Sequence[str], key: str = "files") -> tuple[Path, ...]:
         for path in paths:
             found.setdefault(os.path.realpath(path), path)
     return tuple(found.values())
+
+
+def _expand_pattern(pattern: str, key: str) -> list[str]:
+    """Expands a pattern; `glob` passes over folders that it cannot list without a word."""
+    folder = os.path.dirname(pattern)
+    while folder:
+        for match in glob.glob(os.path.join(folder, ""), recursive=True):
+            try:
+                os.scandir(match).close()
+            except PermissionError as error:
+                raise PermissionError(
+                    f"{match} cannot be listed, and may hold files that {pattern!r} of {key} means;"
+                    " change its permissions, or name the folders beside it"
+                ) from error
+        folder = os.path.dirname(folder) if glob.has_magic(folder) else ""
+    return sorted(glob.glob(pattern, recursive=True))
 
 
 def _refuse_parts(name: str, matches: Sequence[str], key: str) -> None:
