@@ -13,6 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from xformer.pretrained.manifest import MANIFEST, describe
 from xformer.pretrained.reading import MSGPACK, SAFETENSORS
+from xformer.pretrained.saving import save_params
+from xformer.pretrained.xglm import FlaxXGLMForCausalLM
 
 INDEX = f"{SAFETENSORS}.index.json"
 
@@ -339,14 +341,147 @@ def test_weights_of_another_model_are_refused(refused):
     assert "lm_head.weight" in messages["shape"]
 
 
+def instead(content):
+    """Replaces the weights by a msgpack file."""
+
+    def change(folder):
+        (folder / SAFETENSORS).unlink()
+        (folder / MSGPACK).write_bytes(content)
+
+    return change
+
+
+def adding(count, name="x{}", file=SAFETENSORS):
+    """Adds empty tensors to the weights, up to a header of about 60 bytes and a name for each."""
+
+    def change(folder):
+        data = (folder / file).read_bytes()
+        size = int.from_bytes(data[:8], "little")
+        fields = json.loads(data[8 : 8 + size])
+        end = len(data) - 8 - size
+        fields |= {name.format(i): tensor([0], end, end) for i in range(count)}
+        text = json.dumps(fields, separators=(",", ":")).encode()
+        (folder / file).write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+
+    return change
+
+
+def linked(suffix, links=60):
+    """Names one file of weights many times, by links to it."""
+
+    def change(folder):
+        single = SAFETENSORS if suffix == "safetensors" else MSGPACK
+        (folder / single).rename(folder / f"all.{suffix}")
+        for at in range(links):
+            (folder / f"part-{at}.{suffix}").symlink_to(f"all.{suffix}")
+        places = {f"x{at}": f"part-{at}.{suffix}" for at in range(links)}
+        (folder / f"{single}.index.json").write_text(json.dumps({"weight_map": places}))
+
+    return change
+
+
+def in_turn(*changes):
+    def change(folder):
+        for one in changes:
+            one(folder)
+
+    return change
+
+
+def sparse_beside_a_manifest(tensors):
+    """A file of many zeros that the disk does not keep, and a checksum to compare it with."""
+
+    def change(folder):
+        size = 2**31  # seconds of hashing
+        end = max(one["data_offsets"][1] for one in tensors.values()) if tensors else 0
+        fields = tensors | {"zeros": tensor([size], end, end + size, dtype="U8")}
+        text = json.dumps(fields).encode()
+        with (folder / SAFETENSORS).open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(8 + len(text) + end + size)
+        sums = {"format": 1, "sha256": {SAFETENSORS: "0" * 64}}
+        (folder / MANIFEST).write_text(json.dumps(sums))
+
+    return change
+
+
+def every_tensor(folder):
+    """The header of the weights in a folder."""
+    data = (folder / SAFETENSORS).read_bytes()
+    fields = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    fields.pop("__metadata__", None)
+    return fields
+
+
+def small_arrays(count, name="x{}"):
+    tree = {name.format(i): np.zeros(0, np.float32) for i in range(count)}
+    return serialization.msgpack_serialize(tree)
+
+
+def test_weights_that_take_long_to_look_at_are_refused(refused, model_folder):
+    lacks = "its config.json or its weights are another model's"
+    messages = refused(
+        "model",
+        header=adding(120_000),
+        nodes=instead(small_arrays(45_000)),
+        long_keys=instead(small_arrays(10_000, "k" * 600 + "{}")),
+        near_nodes=instead(small_arrays(19_000, "k" * 200 + "{}")),
+        links=in_turn(adding(25_000), linked("safetensors")),
+        flax_links=in_turn(instead(small_arrays(15_000)), linked("msgpack")),
+        sparse=sparse_beside_a_manifest({}),
+        sparse_after=sparse_beside_a_manifest(every_tensor(model_folder)),
+    )
+    expected = {
+        "header": "must have a header of at most 2097152 bytes",
+        "nodes": "holds more than 40000 objects",
+        "long_keys": "has a key that is no text of at most 256 bytes",
+        "near_nodes": lacks,
+        "links": "must not be the same file",
+        "flax_links": "must not be the same file",
+        "sparse": lacks,
+        "sparse_after": "is not the file that xformer_manifest.json beside it describes",
+    }
+    assert_messages(messages, expected)
+
+
+def test_files_near_their_limits_are_loaded_in_time(model_folder, attack, tmp_path):
+    folders = {
+        "many": adding(27_000),
+        "long": adding(1, "x{}" + "y" * 10**6),
+        "deep_msgpack": resaved_as_msgpack,
+    }
+    paths = []
+    for name, change in folders.items():
+        paths.append(shutil.copytree(model_folder, tmp_path / "near" / name))
+        change(paths[-1])
+    outcomes = attack("model", "each", model_folder, *paths)
+    assert {one["case"]: one["kind"] for one in outcomes} == dict.fromkeys(folders, "loaded")
+
+
+def resaved_as_msgpack(folder):
+    model = FlaxXGLMForCausalLM.from_pretrained(folder)
+    (folder / SAFETENSORS).unlink()
+    save_params(folder, model.params, model.weights, layout="flax", max_shard_size=2000)
+
+
+def test_names_of_a_megabyte_do_not_fill_the_message(refused):
+    long = "x" * 10**6
+    elsewhere = {long: "part-0.safetensors"}
+    messages = refused(
+        "model",
+        model_type=setting(model_type=long),
+        auto_map=setting(auto_map={long: long}),
+        key=setting(**{"_attn_implementation" + long: 1}),
+        keys=setting(**{f"k{i}": 0 for i in range(50_000)}, pruned_heads=[long]),
+        shard=sharding({"x": long + ".safetensors"}),
+        lacking=sharding(elsewhere),
+        dtype=writing(SAFETENSORS, header(**{long: tensor([8], dtype="F8_E4M3")})),
+        rank=writing(SAFETENSORS, header(**{"lm_head.weight": tensor([1] * 10**5 + [2])})),
+    )
+    assert max(map(len, messages.values())) < 2000
+
+
 def test_msgpack_that_lies_is_refused(refused):
-    def instead(content):
-        def change(folder):
-            (folder / SAFETENSORS).unlink()
-            (folder / MSGPACK).write_bytes(content)
-
-        return change
-
     good = serialization.msgpack_serialize({"x": np.zeros(4, np.float32)})
     messages = refused(
         "model",
