@@ -1,4 +1,8 @@
-"""Writing the msgpack files of Flax as a stream, byte for byte as `flax.serialization.to_bytes`."""
+"""Writing the msgpack files of Flax as a stream, byte for byte as `flax.serialization.to_bytes`.
+
+`msgpack.Packer` has no call for the header of an extension or of bytes without their content, which
+here is the weights; what writes those two headers writes the other three in a line each.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
