@@ -342,6 +342,17 @@ def test_files_are_opened_again_only_after_a_piece_was_read(folder, monkeypatch,
     assert (len(opened_paths) > 3) == (piece_bytes < 2**26)
 
 
+def test_nothing_of_a_large_part_stays(folder, monkeypatch):
+    """Its pages would be in memory beside the array that it becomes."""
+    monkeypatch.setattr(reading, "PIECE_BYTES", 140)
+    weights = opened(folder)
+    weights.read("b.weight")
+    (file,) = weights._mapped
+    assert file._file is not None
+    weights.read("a.weight")
+    assert file._file is None
+
+
 HIGH_WATER = """
 import sys
 from pathlib import Path

@@ -96,23 +96,23 @@ class Weights:
             A new array in the stored dtype.
         """
         file, stored = self._files[name]
+        value = file.read(stored, index)
         if file in self._mapped:
-            self._make_room(self.names[name], index)
-        return file.read(stored, index)
+            self._let_go(self.names[name], index)
+        return value
 
-    def _make_room(self, form: Form, index: Index | None) -> None:
-        """Lets go of what was read so far before more than a piece of it is kept in memory.
+    def _let_go(self, form: Form, index: Index | None) -> None:
+        """Closes the files once a piece's worth of them was read, this part the last.
 
-        The pages of a file stay until it is closed, and its header is parsed when it is opened
-        again: neither every read nor no read may close it.
+        The pages of a file stay in memory until it is closed, and its header is parsed when it is
+        opened again: neither every read nor no read may close it.
         """
         rows = len(range(form.shape[0])[index[0]]) if index else math.prod(form.shape[:1])
-        size = rows * math.prod(form.shape[1:]) * form.dtype.itemsize
-        if self._mapped_bytes + size > PIECE_BYTES:
+        self._mapped_bytes += rows * math.prod(form.shape[1:]) * form.dtype.itemsize
+        if self._mapped_bytes >= PIECE_BYTES:
             for file in self._mapped:
                 file.close()
             self._mapped_bytes = 0
-        self._mapped_bytes += size
 
 
 def open_weights(source: Source) -> Weights:
