@@ -62,6 +62,7 @@ _HOMES = {
     "XGLMTokenizerFast": "tokenization.xglm_fast",
     "build": "models.build",
     "generate": "generation.decode",
+    "read_params": "pretrained.folder",
 }
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from xformer.pretrained.auto import AutoConfig as AutoConfig
     from xformer.pretrained.auto import FlaxAutoModel as FlaxAutoModel
     from xformer.pretrained.auto import FlaxAutoModelForCausalLM as FlaxAutoModelForCausalLM
+    from xformer.pretrained.folder import read_params as read_params
     from xformer.pretrained.model import FlaxPreTrainedModel as FlaxPreTrainedModel
     from xformer.pretrained.xglm import FlaxXGLMForCausalLM as FlaxXGLMForCausalLM
     from xformer.pretrained.xglm import FlaxXGLMModel as FlaxXGLMModel

@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xformer import partitioning
+from xformer import partitioning, read_params
 from xformer.hub import HubOptions
 from xformer.layers.execution import Execution
 from xformer.layers.heads import Base, CausalLM
 from xformer.layers.stack import restack
 from xformer.partitioning import MeshConfig, Rules
-from xformer.pretrained.folder import read_params
 from xformer.pretrained.saving import save_params
 from xformer.pretrained.xglm import WEIGHTS
 
