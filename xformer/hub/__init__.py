@@ -4,8 +4,9 @@ Everything that loads (configs, weights, tokenizers) opens a `Source` and asks i
 so that revision, cache, offline use and the refusal of what is unsafe are settled once, here.
 """
 
+from xformer.hub.former import without_former
 from xformer.hub.opening import open_source
 from xformer.hub.pushing import push_folder
 from xformer.hub.source import READABLE, HubOptions, Source
 
-__all__ = ["READABLE", "HubOptions", "Source", "open_source", "push_folder"]
+__all__ = ["READABLE", "HubOptions", "Source", "open_source", "push_folder", "without_former"]

@@ -9,15 +9,13 @@ import numpy as np
 
 from xformer.layers.cache import Cache
 
-_FORMER: Mapping[str, tuple[Any, ...]] = {
-    "resume_download": (None, False, True),
-    "proxies": (None, {}),
+FORMER: Mapping[str, tuple[Any, ...]] = {
     "use_safetensors": (None, True),
     "from_tf": (False,),
     "_fast_init": (True, False),
     "low_cpu_mem_usage": (None, False, True),
 }
-"""Former arguments, with the values that ask for nothing that does not happen anyway."""
+"""Former arguments of models, with the values that ask for nothing but what happens anyway."""
 
 
 def as_arrays(inputs: Mapping[str, Any], main: str, vocab_size: int) -> dict[str, jax.Array]:
@@ -69,30 +67,6 @@ def check_cache(cache: Cache, arrays: Mapping[str, jax.Array], main: str) -> Non
             "another with init_cache"
         )
     cache.check_room(tokens.shape[1])
-
-
-def without_former(
-    token: str | bool | None, arguments: Mapping[str, Any]
-) -> tuple[str | bool | None, dict[str, Any]]:
-    """Takes out the arguments of the former `from_pretrained` that have no meaning here.
-
-    Args:
-        token: The hub's token.
-        arguments: What was given beside the arguments that have one.
-
-    Returns:
-        The token, which `use_auth_token` also names, and the other arguments.
-
-    Raises:
-        ValueError: if one of them asks for what is not done here.
-    """
-    rest = dict(arguments)
-    former_token = rest.pop("use_auth_token", None)
-    for name, legal in _FORMER.items():
-        value = rest.pop(name, legal[0])
-        if value not in legal:
-            raise ValueError(f"{name} must be one of {list(legal)} or be left out, got {value!r}")
-    return (former_token if token is None else token), rest
 
 
 def _check_ids(name: str, ids: np.ndarray, vocab_size: int) -> None:

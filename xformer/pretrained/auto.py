@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from xformer.files import read_object
-from xformer.hub import HubOptions, open_source
+from xformer.hub import HubOptions, open_source, without_former
 from xformer.models.build import config_class
 from xformer.models.config import (
     CONFIG_FILE,
@@ -20,7 +20,7 @@ from xformer.models.config import (
     config_path,
 )
 from xformer.pretrained import xglm
-from xformer.pretrained.arguments import without_former
+from xformer.pretrained.arguments import FORMER
 from xformer.pretrained.model import FlaxPreTrainedModel
 
 _CLASSES: Mapping[str, Mapping[str, type[FlaxPreTrainedModel]]] = {
@@ -60,7 +60,7 @@ class AutoConfig:
             ValueError: if `model_type` is unknown or a field is refused; it names the file.
         """
         _refuse_code(trust_remote_code)
-        token, arguments = without_former(arguments.pop("token", None), arguments)
+        arguments, token = without_former(arguments, arguments.pop("token", None), FORMER)
         hub, overrides = _split({**arguments, "token": token})
         path = config_path(pretrained_model_name_or_path, HubOptions(**hub))
         result = _read(path, return_unused_kwargs, overrides)
@@ -122,7 +122,7 @@ class FlaxAutoModel:
                 `FlaxPreTrainedModel.from_pretrained`.
         """
         _refuse_code(trust_remote_code)
-        token, arguments = without_former(arguments.pop("token", None), arguments)
+        arguments, token = without_former(arguments, arguments.pop("token", None), FORMER)
         hub, rest = _split({**arguments, "token": token})
         hub["revision"] = hub.get("revision") or "main"
         # One source for both: a branch may move between the config and the weights.

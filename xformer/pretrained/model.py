@@ -22,13 +22,13 @@ from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
 from xformer import partitioning
-from xformer.hub import HubOptions, Source, open_source, push_folder
+from xformer.hub import HubOptions, Source, open_source, push_folder, without_former
 from xformer.layers.execution import Execution
 from xformer.layers.stack import looped_shapes, restack
 from xformer.models.build import Module
 from xformer.models.config import CONFIG_FILE, ModelConfig, config_path
 from xformer.partitioning import Rules
-from xformer.pretrained.arguments import as_arrays, check_cache, without_former
+from xformer.pretrained.arguments import FORMER, as_arrays, check_cache
 from xformer.pretrained.loading import load_params
 from xformer.pretrained.names import WeightTable
 from xformer.pretrained.past import from_past, to_past
@@ -306,7 +306,7 @@ class FlaxPreTrainedModel:
         """
         if trust_remote_code:
             raise ValueError("trust_remote_code must be False: code of a model folder is never run")
-        token, overrides = without_former(token, overrides)
+        overrides, token = without_former(overrides, token, FORMER)
         options = HubOptions(
             revision=revision or "main",
             cache_dir=cache_dir,

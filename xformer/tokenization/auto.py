@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from xformer.files import read_object
-from xformer.hub import HubOptions, Source, open_source
+from xformer.hub import HubOptions, Source, open_source, without_former
 from xformer.tokenization.base import PreTrainedTokenizerBase
 from xformer.tokenization.fast import PreTrainedTokenizerFast
-from xformer.tokenization.folders import CONFIG_FILE, MAX_CONFIG_BYTES
-from xformer.tokenization.older_arguments import take_older_arguments
+from xformer.tokenization.folders import CONFIG_FILE, FORMER, MAX_CONFIG_BYTES
 from xformer.tokenization.xglm_fast import XGLMTokenizerFast
 
 # The fast class of each family, by its model_type; it knows the slow one.
@@ -56,7 +55,7 @@ class AutoTokenizer:
             revision: branch, tag or commit of the repository.
             subfolder: folder inside of the repository.
             **options: arguments of the tokenizer's constructor, which win over the files; older
-                arguments of this method, see `older_arguments.py`.
+                arguments of this method, see `xformer/hub/former.py`.
 
         Returns:
             The tokenizer, of the kind that `use_fast` asks for.
@@ -69,7 +68,7 @@ class AutoTokenizer:
         """
         if trust_remote_code:
             raise ValueError("trust_remote_code must be False: code of a folder is never run")
-        options, token = take_older_arguments(options, token)
+        options, token = without_former(options, token, FORMER)
         hub = HubOptions(
             revision=revision,
             cache_dir=cache_dir,

@@ -24,6 +24,12 @@ MAX_MODEL_BYTES = 8 * 2**20  # the published 256,000 pieces take 5 MB
 MAX_BACKEND_BYTES = 32 * 2**20  # and 17 MB in a tokenizer.json
 MAX_EMPTY_PIECES = 2**16
 MAX_CONFIG_BYTES = 8 * 2**20
+FORMER: Mapping[str, tuple[Any, ...]] = {
+    "verbose": (None, False, True),  # of missing special tokens: nothing here speaks of them
+    "from_slow": (None, False),  # tokenizer.json is read where there is one, else made
+}
+"""Former arguments of tokenizers, with the values that ask for nothing but what happens anyway."""
+
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 ADDED_TOKENS_FILE = "added_tokens.json"

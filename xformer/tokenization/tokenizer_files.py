@@ -10,17 +10,17 @@ from typing import Any, ClassVar, TypeVar
 
 from tokenizers import AddedToken
 
-from xformer.hub import HubOptions, Source, open_source, push_folder
+from xformer.hub import HubOptions, Source, open_source, push_folder, without_former
 from xformer.tokenization.calls import EncodingCalls
 from xformer.tokenization.folders import (
     CONFIG_FILE,
+    FORMER,
     SPECIAL_TOKENS_FILE,
     TokenizerFolder,
     json_bytes,
     read_tokenizer_folder,
     write_folder,
 )
-from xformer.tokenization.older_arguments import take_older_arguments
 from xformer.tokenization.options import TokenizerOptions
 from xformer.tokenization.special_tokens import ADDITIONAL, ROLES, Token
 from xformer.tokenization.tokens import token_fields
@@ -207,7 +207,7 @@ class TokenizerFiles(EncodingCalls):
             subfolder: folder inside of the repository.
             trust_remote_code: only False: code of a folder is never run.
             **options: arguments of the constructor, which win over what the folder says; older
-                arguments of this method, see `older_arguments.py`.
+                arguments of this method, see `xformer/hub/former.py`.
 
         Returns:
             The tokenizer.
@@ -219,7 +219,7 @@ class TokenizerFiles(EncodingCalls):
         """
         if trust_remote_code:
             raise ValueError("trust_remote_code must be False: code of a folder is never run")
-        options, token = take_older_arguments(options, token)
+        options, token = without_former(options, token, FORMER)
         hub = HubOptions(
             revision=revision,
             cache_dir=cache_dir,

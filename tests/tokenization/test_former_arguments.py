@@ -31,9 +31,12 @@ def test_arguments_that_ask_for_nothing_are_taken(kind, options):
     ("options", "message"),
     [
         ({"proxies": {"https": "a:1"}}, "proxies must be left out; set the environment var"),
-        ({"from_slow": True}, "from_slow must be left out; tokenizer.json is read where"),
-        ({"resume_download": "x"}, "resume_download must be True, False or None, got 'x'"),
-        ({"verbose": 2}, "verbose must be True, False or None, got 2"),
+        ({"from_slow": True}, "from_slow must be one of .None, False. or be left out, got True"),
+        (
+            {"resume_download": "x"},
+            "resume_download must be one of .None, False, True. or be left out, got 'x'",
+        ),
+        ({"verbose": 2}, "verbose must be one of .None, False, True. or be left out, got 2"),
         ({"use_auth_token": "a", "token": "b"}, "use_auth_token must be left out: it is the older"),
     ],
 )
