@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from xformer import FlaxXGLMForCausalLM, XGLMConfig, XGLMTokenizer
+from xformer.layers.stack import restack
 from xformer.tokenization.training import train_sentencepiece
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -103,12 +104,13 @@ def run_guide(name):
 def test_the_loading_guide_runs(published, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scope, blocks = run_guide("loading.md")
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     assert list((tmp_path / "hub-cache").glob("models--*/snapshots/*/model.safetensors"))
-    kernel = scope["params"]["model"]["layers"]["0"]["fc1"]["kernel"]
+    kernel = scope["params"]["model"]["layers"]["stacked"]["fc1"]["kernel"]
     assert len({str(shard.index) for shard in kernel.addressable_shards}) == 8
     expected = FlaxXGLMForCausalLM.from_pretrained(folder).params
-    jax.tree.map(np.testing.assert_array_equal, scope["params"], expected)
+    jax.tree.map(np.testing.assert_array_equal, restack(scope["params"], "loop"), expected)
+    assert scope["logits"].shape[:2] == (1, 3)
 
 
 def test_the_migration_guide_runs(published, tmp_path, monkeypatch, capsys):
