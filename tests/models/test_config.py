@@ -12,7 +12,7 @@ import pytest
 from xformer.configurables import load
 from xformer.layers.heads import Base
 from xformer.models.build import build, config_class
-from xformer.models.config import CARRIED
+from xformer.models.published_fields import CARRIED
 from xformer.models.xglm import XGLMConfig
 from xformer.training.config import describe
 

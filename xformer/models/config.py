@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -21,6 +21,15 @@ import numpy as np
 from xformer.field_types import conform
 from xformer.files import read_object, write_atomic
 from xformer.hub import HubOptions, open_source
+from xformer.models.published_fields import (
+    CARRIED,
+    CARRIED_NAMES,
+    NEUTRAL,
+    UNWRITTEN,
+    carry,
+    check_published,
+    some,
+)
 
 CONFIG_FILE = "config.json"
 MAX_CONFIG_BYTES = 4 * 2**20
@@ -30,72 +39,7 @@ MAX_POSITIONS = 2**20
 MAX_TABLE = 2**26  # of positions, made on the host: 256 MiB
 MAX_LAYERS = 1024
 MAX_WIDTH = 2**20
-MAX_LABELS = 2**16
 
-REFUSED = ("auto_map", "custom_code", "custom_pipelines")
-"""Fields that ask for code to be run."""
-
-NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "pruned_heads": ({}, None),
-    "cross_attention_hidden_size": (None,),
-    "tie_encoder_decoder": (False,),
-    "quantization_config": (None,),
-}
-"""Common fields that would change the computation, with the values that do not."""
-
-CARRIED: Mapping[str, Any] = {
-    # of the file: who wrote it, for which class
-    "architectures": None,
-    "dtype": None,
-    "torch_dtype": None,
-    "torchscript": False,
-    "use_bfloat16": False,
-    "tf_legacy_loss": False,
-    # of a task or a tokenizer
-    "finetuning_task": None,
-    "id2label": {0: "LABEL_0", 1: "LABEL_1"},
-    "label2id": {"LABEL_0": 0, "LABEL_1": 1},
-    "problem_type": None,
-    "task_specific_params": None,
-    "tokenizer_class": None,
-    "prefix": None,
-    # of other families' classes, without a meaning here
-    "is_decoder": False,
-    "is_encoder_decoder": False,
-    "sep_token_id": None,
-    "chunk_size_feed_forward": 0,
-    "gradient_checkpointing": False,
-    # of generation, where it has no generation_config.json
-    "bad_words_ids": None,
-    "begin_suppress_tokens": None,
-    "diversity_penalty": 0.0,
-    "do_sample": False,
-    "early_stopping": False,
-    "encoder_no_repeat_ngram_size": 0,
-    "exponential_decay_length_penalty": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
-    "length_penalty": 1.0,
-    "max_length": 20,
-    "min_length": 0,
-    "no_repeat_ngram_size": 0,
-    "num_beam_groups": 1,
-    "num_beams": 1,
-    "num_return_sequences": 1,
-    "output_scores": False,
-    "remove_invalid_values": False,
-    "repetition_penalty": 1.0,
-    "return_dict_in_generate": False,
-    "suppress_tokens": None,
-    "temperature": 1.0,
-    "top_k": 50,
-    "top_p": 1.0,
-    "typical_p": 1.0,
-}
-"""Common fields that no module depends on, with the documented defaults: kept and written back."""
-
-_CARRIED_NAMES = frozenset({*CARRIED, "num_labels"})
-_UNWRITTEN = frozenset({"model_type", "transformers_version", "_name_or_path", "name_or_path"})
 _CALL = {"configurable": False}  # a call's default, not the architecture's: gin does not bind it
 
 T = TypeVar("T")
@@ -178,8 +122,8 @@ class ModelConfig:
         name = type(self).attribute_map.get(name, name)
         if name in type(self).__dataclass_fields__:
             object.__setattr__(self, name, value)
-        elif name in _CARRIED_NAMES:
-            self.carried.update(_carry(name, value))
+        elif name in CARRIED_NAMES:
+            self.carried.update(carry(name, value))
         else:
             raise AttributeError(
                 f"{type(self).__name__} has no field {name!r}; it has {sorted(_names(self))}"
@@ -224,7 +168,7 @@ class ModelConfig:
             )
         values = {**config_dict, **{k: v for k, v in overrides.items() if k in names}}
         known = {key: value for key, value in values.items() if key in names}
-        unknown = values.keys() - known.keys() - _UNWRITTEN - NEUTRAL.keys()
+        unknown = values.keys() - known.keys() - UNWRITTEN - NEUTRAL.keys()
         if unknown:
             _logger.warning("%s has no fields %s: they are left out", cls.__name__, some(unknown))
         config = cls(**known)
@@ -408,24 +352,6 @@ def config_path(name_or_path: str | os.PathLike[str], options: HubOptions | None
     return path if path.is_file() else open_source(name_or_path, options).require(CONFIG_FILE)
 
 
-def check_published(values: Mapping[str, Any]) -> None:
-    """Refuses fields that ask for code to be run, or for what no family here computes.
-
-    Args:
-        values: The fields of a config.json.
-
-    Raises:
-        ValueError: naming the field.
-    """
-    for key, value in values.items():
-        if key in REFUSED or key.startswith("_attn_implementation"):
-            raise ValueError(f"config field {key!r:.80} is refused: it can ask for code to be run")
-        if key in NEUTRAL and value not in NEUTRAL[key]:
-            raise ValueError(
-                f"config field {key!r} must be one of {list(NEUTRAL[key])}, got {value!r:.80}"
-            )
-
-
 @typing.dataclass_transform(field_specifiers=(field,))
 def model_config(cls: type[T]) -> type[T]:
     """Makes a dataclass of a family's config, as `@dataclass(unsafe_hash=True)` does.
@@ -448,7 +374,7 @@ def model_config(cls: type[T]) -> type[T]:
         if named.pop("model_type", cls.model_type) != cls.model_type:  # type: ignore[attr-defined]
             raise ValueError(f"{cls.__name__} has its own model_type; AutoConfig knows others")
         named.pop("transformers_version", None)
-        common = (_CARRIED_NAMES & named.keys()) - {*_declared(cls)}  # type: ignore[arg-type]
+        common = (CARRIED_NAMES & named.keys()) - {*_declared(cls)}  # type: ignore[arg-type]
         extra = {key: named.pop(key) for key in common}
         plain(self, *values, **named)
         for key, value in extra.items():
@@ -456,39 +382,6 @@ def model_config(cls: type[T]) -> type[T]:
 
     cls.__init__ = __init__  # type: ignore[method-assign]
     return cls
-
-
-def some(names: Iterable[Any], most: int = 20) -> str:
-    """Names for a message: sorted, shortened, and not more than a few.
-
-    Args:
-        names: Any number of them.
-        most: How many are shown.
-
-    Returns:
-        A list as text.
-    """
-    ordered = sorted(map(str, names))
-    shown = ", ".join(f"{name!r:.80}" for name in ordered[:most])
-    return f"[{shown}]" + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
-
-
-def _carry(name: str, value: Any) -> dict[str, Any]:
-    """A carried field in the form that a file has, and what follows from it."""
-    if name == "num_labels":
-        if type(value) is not int or not 0 <= value <= MAX_LABELS:
-            raise ValueError(f"num_labels must be in 0..{MAX_LABELS}, got {value!r:.80}")
-        labels = {i: f"LABEL_{i}" for i in range(value)}
-        return {"id2label": labels, "label2id": {label: i for i, label in labels.items()}}
-    if name in ("dtype", "torch_dtype") and value is not None and not isinstance(value, str):
-        value = str(value).removeprefix("torch.") if "torch." in str(value) else _dtype_name(value)
-    if name == "id2label" and value is not None:
-        value = {int(index): label for index, label in dict(value).items()}
-    return {name: value}
-
-
-def _dtype_name(value: Any) -> str:
-    return str(np.dtype(value).name)
 
 
 def _conformed(cls: type[ModelConfig], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -515,4 +408,4 @@ def _declared(config: type[ModelConfig]) -> list[str]:
 def _names(config: ModelConfig | type[ModelConfig]) -> set[str]:
     """Every name under which a field can be given."""
     cls = config if isinstance(config, type) else type(config)
-    return {*_declared(cls), *cls.attribute_map, *_CARRIED_NAMES}
+    return {*_declared(cls), *cls.attribute_map, *CARRIED_NAMES}

@@ -16,9 +16,9 @@ from xformer.models.config import (
     CONFIG_FILE,
     MAX_CONFIG_BYTES,
     ModelConfig,
-    check_published,
     config_path,
 )
+from xformer.models.published_fields import check_published
 from xformer.pretrained import xglm
 from xformer.pretrained.arguments import FORMER
 from xformer.pretrained.model import FlaxPreTrainedModel

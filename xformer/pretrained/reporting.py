@@ -7,7 +7,7 @@ from typing import Any
 
 from flax import traverse_util
 
-from xformer.models.config import some
+from xformer.models.published_fields import some
 from xformer.pretrained.loading import Loaded
 
 _logger = logging.getLogger(__name__)
