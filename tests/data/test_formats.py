@@ -121,9 +121,11 @@ def test_fingerprint_tells_other_content(tmp_path, kind, corpus, tokenizer_folde
     assert first == _open(TextData((corpus,), tokenizer_folder, 64, workers=2)).fingerprint
 
 
-def test_text_key_reaches_the_reader(tmp_path, kind, tokenizer_folder):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_text_key_reaches_the_reader(tmp_path, kind, tokenizer_folder, workers):
     path = _write(tmp_path, kind, ["one two"] * 100, key="body")
-    [batch] = _take(TextData((path,), tokenizer_folder, 64, text_key="body"), 1, batch_size=1)
+    config = TextData((path,), tokenizer_folder, 64, text_key="body", workers=workers)
+    [batch] = _take(config, 1, batch_size=1)
     assert batch["segment_ids"].all()
 
 
