@@ -114,6 +114,10 @@ REFERENCE_ACTIVATIONS = {
     "gelu_new": lambda x: (
         0.5 * x * (1.0 + math.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
     ),
+    "gelu_pytorch_tanh": lambda x: (
+        0.5 * x * (1.0 + math.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+    ),
+    "quick_gelu": lambda x: x / (1.0 + math.exp(-1.702 * x)),
     "relu": lambda x: max(x, 0.0),
     "silu": lambda x: x / (1.0 + math.exp(-x)),
     "swish": lambda x: x / (1.0 + math.exp(-x)),
