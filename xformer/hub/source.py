@@ -113,14 +113,33 @@ class Source(abc.ABC):
 
 
 def check_relative(name: str, what: str) -> None:
-    """Refuses names that could lead out of their folder."""
+    """Refuses names that could lead out of their folder.
+
+    Args:
+        name: A name inside a source.
+        what: What the message calls it.
+
+    Raises:
+        ValueError: if it is absolute or empty, or goes up.
+    """
     parts = name.split("/") if isinstance(name, str) else []
     if not parts or {"", ".", ".."} & set(parts) or "\\" in name or "\0" in name:
         raise ValueError(f"{what} must be a plain relative name, got {name!r}")
 
 
 def contained(path: Path, root: Path) -> Path:
-    """Refuses a file that a link leads elsewhere, and what is no regular file."""
+    """Refuses a file that a link leads elsewhere, and what is no regular file.
+
+    Args:
+        path: The file.
+        root: The folder that it must be in.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: naming the path.
+    """
     allowed = [root]
     # A snapshot in the hub's cache is made of links into the `blobs` of its repository.
     allowed += [parent.parent / "blobs" for parent in root.parents if parent.name == "snapshots"]

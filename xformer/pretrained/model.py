@@ -83,7 +83,7 @@ class FlaxPreTrainedModel:
 
         Raises:
             TypeError: if the config is another family's.
-            ValueError: if the config or the dtype is not valid, or the class has no head.
+            ValueError: if the config or the dtype is not valid, or the class has no module.
         """
         if self.module_class is None:
             raise ValueError(f"{type(self).__name__} is a base class; use one with a module_class")
