@@ -159,6 +159,13 @@ def test_a_chain_of_fusions_that_repeats_a_gather_counts_once():
     assert (found.count, found.array_bytes) == (1, 8 * 512 * 2)
 
 
+def test_what_is_written_out_counts_each_time():
+    """All that `jax.shard_map` says has one number."""
+    lines = [gather("[8,2]<=[16]").replace("%all-gather.1", f"%gather.{i}") for i in range(3)]
+    (found,) = collectives(program(*lines), MESH)
+    assert (found.count, found.array_bytes) == (3, 3 * 8 * 512 * 2)
+
+
 def test_a_started_gather_is_as_large_as_its_result():
     line = (
         "%g = (f32[8,128]{1,0}, f32[8,512]{1,0}) all-gather-start(%p), channel_id=1, "

@@ -4,8 +4,9 @@
     group        the devices that take part in it, by their numbers on the mesh
 
 Four things are not as they look. The body of a loop stands once, and runs as often as its condition
-says. A gather that overlaps with computing is a chain of fusions that all repeat it, under one
-`channel_id`. An all-reduce of which each device keeps its part, in a fusion called
+says. A gather that overlaps with computing is a chain of fusions that all repeat it, under one name
+and `channel_id`; elsewhere that number says nothing: all that is written out in a `jax.shard_map`
+has the same. An all-reduce of which each device keeps its part, in a fusion called
 `all-reduce-scatter`, is a reduce-scatter. Between slices, arrays are sent and received.
 """
 
@@ -90,6 +91,10 @@ class _Instruction:
             for name in re.findall(r"%([\w.\-]+)", names):
                 yield key, name
 
+    @property
+    def fused(self) -> Iterator[str]:
+        return (name for _, name in self.callees if self.opcode == "fusion")
+
 
 def collectives(text: str, mesh: Mapping[str, int]) -> tuple[Collective, ...]:
     """Adds up the collectives of a compiled program.
@@ -106,15 +111,18 @@ def collectives(text: str, mesh: Mapping[str, int]) -> tuple[Collective, ...]:
     """
     program, entry = _computations(text)
     turns = _turns(program, entry)
-    found: dict[str, Collective] = {}
+    fused = {name for lines in program.values() for line in lines for name in line.fused}
+    found: dict[tuple[str, ...], Collective] = {}
     for name, instructions in program.items():
         for number, instruction in enumerate(instructions):
             one = _collective(name, instruction, mesh)
             if one is None or not turns[name]:
                 continue
             one = replace(one, count=turns[name], array_bytes=one.array_bytes * turns[name])
-            channel = re.search(r"channel_id=(\d+)", instruction.rest)
-            key = f"{one.kind} {channel[1]}" if channel else f"{name} {number}"
+            key: tuple[str, ...] = (name, str(number))
+            if name in fused:
+                named = re.findall(r'channel_id=\d+|op_name="[^"]*"', instruction.rest)
+                key = (one.kind, *named) if named else key
             if key not in found or found[key].array_bytes < one.array_bytes:
                 found[key] = one
     sums: dict[tuple[str, str, int], Collective] = {}
