@@ -1,5 +1,6 @@
 """`xformer plan` as a user calls it."""
 
+import html
 import importlib.util
 import json
 from pathlib import Path
@@ -29,13 +30,15 @@ needs_libtpu = pytest.mark.skipif(
 
 
 @needs_libtpu
-def test_plan_is_printed_and_written_as_json(plan, tmp_path, capsys):
-    path = tmp_path / "plan.json"
-    assert plan("--topology", "v5e:2x2", *SMALL, "--json", str(path)) == 0
+def test_plan_is_printed_and_written_as_json_and_as_a_page(plan, tmp_path, capsys):
+    path, page = tmp_path / "plan.json", tmp_path / "plan.html"
+    written = ("--json", str(path), "--html", str(page))
+    assert plan("--topology", "v5e:2x2", *SMALL, *written) == 0
     said = capsys.readouterr().out
     assert "of 15.75 GiB: fits" in said and "a step takes at least" in said
     found = json.loads(path.read_text())
     assert (found["topology"], found["fits"], found["chips"]) == ("v5e:2x2", True, 4)
+    assert said.strip() in html.unescape(page.read_text())
 
 
 @needs_libtpu
@@ -116,7 +119,9 @@ def instant(monkeypatch):
 def test_sweep_shows_the_best_and_writes_all_trials(plan, instant, tmp_path, capsys):
     path = tmp_path / "sweep.json"
     recompute = ["--gin.Run.execution=@Execution()", '--gin.Execution.remat="full"']
-    sweep = ["--topology", "v5e:2x2", *SMALL[:3], "--sweep", "--json", str(path), *recompute]
+    page = tmp_path / "sweep.html"
+    written = ["--json", str(path), "--html", str(page)]
+    sweep = ["--topology", "v5e:2x2", *SMALL[:3], "--sweep", *written, *recompute]
     assert plan(*sweep) == 0
     said = capsys.readouterr()
     lines = said.out.splitlines()
@@ -124,6 +129,7 @@ def test_sweep_shows_the_best_and_writes_all_trials(plan, instant, tmp_path, cap
     assert "tensor" not in lines[1] and lines[1].split()[-1] == "compute"
     assert "the best: " in lines[-1] and "--gin.Run.batch_size=8" in lines[-1]
     assert len(said.err.splitlines()) == len(json.loads(path.read_text()))
+    assert "quickstart on v5e:2x2" in page.read_text() and "All trials" in page.read_text()
 
 
 def test_sweep_of_which_nothing_fits_says_so_and_fails(plan, instant, monkeypatch, capsys):

@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from xformer.cli.main import add_gin_arguments
@@ -23,6 +24,7 @@ from xformer.files import write_atomic
 from xformer.plan import report
 from xformer.plan.advice import advice
 from xformer.plan.compilation import Plan, measure
+from xformer.plan.page import plan_page, sweep_page
 from xformer.plan.sweep import Trial, ranking, sweep, trial_line
 from xformer.plan.topology import Topology, avoid_accelerators
 from xformer.training.config import Run
@@ -60,6 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", metavar="FILE", help="also write the figures as JSON")
     parser.add_argument(
+        "--html", metavar="FILE", help="also write them as a page with pictures, one file by itself"
+    )
+    parser.add_argument(
         "--gpu_target", metavar="FILE", help="XLA's description of the GPU, for h100 topologies"
     )
 
@@ -86,16 +91,20 @@ def run(args: argparse.Namespace) -> int:
     def plan(candidate: Run) -> Plan:
         return measure(candidate, topology, devices, length=args.length, quick=quick)
 
+    name = f"{Path(args.gin_file).stem} on {topology.name}"
     if args.sweep:
         trials = sweep(wanted, len(devices), plan, _tell)
-        _write(args.json, [_trial_json(one) for one in trials])
+        _write(args.json, lambda: _json_text([_trial_json(one) for one in trials]))
+        _write(args.html, lambda: sweep_page(trials, name))
         return _show_trials(trials)
     found = plan(wanted)
-    _write(args.json, report.as_json(found))
+    helpful = [] if found.fits else advice(wanted, found)
+    _write(args.json, lambda: _json_text(report.as_json(found)))
+    _write(args.html, lambda: plan_page(found, name, helpful))
     print("\n".join(report.lines(found)))
-    if not found.fits:
+    if helpful:
         print("\nto make it fit:")
-        print("\n".join(f"- {line}" for line in advice(wanted, found)))
+        print("\n".join(f"- {line}" for line in helpful))
     return 0 if found.fits else 1
 
 
@@ -122,6 +131,10 @@ def _tell(trial: Trial) -> None:
     print(trial_line(trial), file=sys.stderr, flush=True)
 
 
-def _write(path: str | None, described: object) -> None:
+def _json_text(described: object) -> str:
+    return json.dumps(described, indent=1) + "\n"
+
+
+def _write(path: str | None, text: Callable[[], str]) -> None:
     if path is not None:
-        write_atomic(Path(path), json.dumps(described, indent=1) + "\n")
+        write_atomic(Path(path), text())

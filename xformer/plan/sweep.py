@@ -129,7 +129,7 @@ def _steps(run: Run) -> Iterator[Run]:
 
 def trial_line(trial: Trial) -> str:
     """Writes what became of a trial."""
-    return "  ".join(filter(None, _cells(trial)))
+    return "  ".join(filter(None, cells(trial)))
 
 
 def ranking(trials: list[Trial]) -> list[str]:
@@ -141,11 +141,15 @@ def ranking(trials: list[Trial]) -> list[str]:
     Returns:
         Lines of text.
     """
-    head = ("mesh", "rows", "remat", "needed", "step", "tokens/s", "slowest")
-    return table([head, *map(_cells, trials)])
+    return table([COLUMNS, *map(cells, trials)])
 
 
-def _cells(trial: Trial) -> tuple[str, ...]:
+COLUMNS = ("mesh", "rows", "remat", "needed", "step", "tokens/s", "slowest")
+"""What `cells` says of a trial."""
+
+
+def cells(trial: Trial) -> tuple[str, ...]:
+    """Says what was tried and what it needs, under the heads of `COLUMNS`."""
     run, plan = trial.run, trial.plan
     mesh = " ".join(
         f"{axis}={getattr(run.mesh, axis)}"
