@@ -16,7 +16,13 @@ from xformer.distributed import Connection, is_cluster, meet, of_first
 PROGRAM = """
 import sys, time
 from xformer.distributed import Connection, connected, meet, of_first, process_index
-from xformer.training.agreement import check_processes
+from xformer.training.agreement import agreed, check_processes
+from xformer.training.integrity import DamagedError
+
+def read():
+    if case == "damaged" and index == 1:
+        raise DamagedError("half a file")
+    return index
 
 port, index, case = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 try:
@@ -36,6 +42,12 @@ try:
         elif case == "other packages":
             packages = {"jax": "1.0" if index < 2 else "2.0", "orbax-checkpoint": "1.0"}
             check_processes("settings", {"packages": packages})
+        elif case == "damaged":
+            try:
+                agreed("read", read)
+            except DamagedError as error:
+                meet("fall back")
+                print(error)
         elif case == "other data":
             check_processes("data", {"data": {"rows": 7 + (index == 1)}, "tokenizer": "a"})
         print("met")
@@ -84,6 +96,11 @@ def test_the_others_are_told_why_a_process_has_failed():
     first, second, third = printed("failing")
     assert second == "no such disk"
     assert first == third == "another process has failed: process 1: no such disk"
+
+
+def test_damage_that_one_process_finds_is_damage_to_all():
+    for text in printed("damaged"):
+        assert text == "process 1: DamagedError: half a file\nmet"
 
 
 @pytest.mark.parametrize(

@@ -191,3 +191,39 @@ def test_a_process_with_another_config_stops_all_and_is_named(run_file, start, f
     first, second = outputs(start(file, 2, of_each={1: flags}), 2)
     assert re.search(message, first)
     assert not folder.exists()
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def test_damage_that_one_process_finds_makes_all_go_back_or_none(run_file, start):
+    file, folder = run_file(
+        "Run.mesh = @MeshConfig()", "MeshConfig.fsdp = 4", "Checkpoints.keep = 4"
+    )
+    outputs(start(file, 2, of_each=steps(40)), 0)
+    before, checkpoints = losses(folder), folder / "checkpoints"
+    # Only process 1 reads the parts that its devices hold.
+    parts = (checkpoints / "40" / "state" / "ocdbt.process_1" / "d").iterdir()
+    truncate(max(parts, key=lambda path: path.stat().st_size))
+    truncate(checkpoints / "30" / "record" / "metadata")
+    truncate(checkpoints / "20" / "state" / "_METADATA")
+    first, _ = outputs(start(file, 2, of_each=steps(44)), 0)
+    assert "resumed at step 10" in first
+    assert re.search("quarantined at step 40  reason process 1: ", first)
+    assert sorted(path.name for path in (folder / "quarantine").iterdir()) == [
+        "20.0",
+        "30.0",
+        "40.0",
+    ]
+    assert {place: loss for place, loss in losses(folder).items() if place[1] <= 40} == before
+    for step in complete_steps(checkpoints):
+        truncate(checkpoints / str(step) / "record" / "metadata")
+    for output in outputs(start(file, 2, of_each=steps(48)), 2):
+        assert "could be verified" in output
+    assert newest_step(folder) == 44
+
+
+def steps(number):
+    """Flags that end a run of two processes sooner."""
+    return {index: [f"--gin.Run.steps={number}"] for index in range(2)}

@@ -1,11 +1,15 @@
 """Whether all processes of a run, and all its parts in time, have the same settings."""
 
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from xformer import distributed
+from xformer.training.integrity import DamagedError, brief, is_damage
 
 _LISTED = 8
+
+T = TypeVar("T")
 
 
 def check_processes(what: str, value: Any) -> None:
@@ -28,6 +32,36 @@ def check_processes(what: str, value: Any) -> None:
             f"all processes of a run must have the same {what}: {'; '.join(found)}. Start all with "
             "the same command, packages and files"
         )
+
+
+def agreed(what: str, read: Callable[[], T]) -> T:
+    """Reads what may be damaged for one process alone, so that all learn of it or none.
+
+    Args:
+        what: What is done, for messages.
+        read: Reads; must not wait for another process.
+
+    Returns:
+        What it read.
+
+    Raises:
+        DamagedError: at all processes if one has found damage; says which, and what.
+        Exception: what `read` raises that is no damage.
+    """  # noqa: DOC502
+    found = None
+    try:
+        value = read()
+    except Exception as error:  # orbax raises bare ones for damaged files
+        if not is_damage(error):
+            raise
+        found = error
+    reasons = distributed.meet(what, brief(found) if found else None)
+    damage = {index: reason for index, reason in enumerate(reasons) if reason}
+    if not damage:
+        return value
+    if len(reasons) == 1:
+        raise DamagedError(damage[0]) from found
+    raise DamagedError("; ".join(f"process {at}: {why}" for at, why in damage.items())) from found
 
 
 def differences(

@@ -19,10 +19,11 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
-from orbax.checkpoint.options import AtomicityMode, AtomicityOptions
+from orbax.checkpoint.options import AtomicityMode, AtomicityOptions, MultiprocessingOptions
 
 from xformer import distributed, partitioning
 from xformer.layers.stack import restack
+from xformer.training.agreement import agreed
 from xformer.training.config import Run
 from xformer.training.integrity import (
     DamagedError,
@@ -31,7 +32,6 @@ from xformer.training.integrity import (
     check_contents,
     check_forms,
     check_record,
-    is_damage,
     seal,
 )
 from xformer.training.state import Blueprint, TrainState, blueprint
@@ -101,18 +101,11 @@ class CheckpointStore:
             self._empty_trash()
         elif not self._folder.is_dir():
             raise FileNotFoundError(f"{folder.parent} is no run folder: it has no {folder.name}")
-        self._manager = ocp.CheckpointManager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(
-                atomicity_options=AtomicityOptions(mode=AtomicityMode.COMMIT_FILE),
-                preservation_policy=preservation_policy.LatestN(keep),
-                todelete_subdir=_TRASH,
-                create=False,
-                # Made in the background, a folder that cannot be made is noticed only by a timeout.
-                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-            ),
-            item_names=("state", "record"),
-        )
+        distributed.meet("open the checkpoints")
+        everybody = set(range(distributed.process_count()))
+        # Each process reads by itself: one that finds damage must not leave others in a barrier.
+        self._reader = _manager(self._folder, None, {distributed.process_index()})
+        self._manager = _manager(self._folder, keep, everybody) if self._is_writer else self._reader
 
     def __enter__(self) -> "CheckpointStore":
         """Returns itself."""
@@ -189,7 +182,8 @@ class CheckpointStore:
             self.wait()
         finally:
             with self._naming_failure():
-                self._manager.close()
+                for manager in {self._manager, self._reader}:
+                    manager.close()
             if self._is_cleaner:
                 self._empty_trash()
                 self._finish_cleaning()
@@ -252,17 +246,14 @@ class CheckpointStore:
         damaged: dict[int, str] = {}
         for step in reversed(distributed.of_first("look for checkpoints", self.steps)):
             try:
-                record = self._read_record(step)
-                tree = self._read(step, record, target(record["layers"]))
+                record, tree = self._read(step, target)
             except MismatchError as error:
                 raise CheckpointError(
                     f"checkpoint {self._folder / str(step)} holds another state than the run: "
                     f"{error}; use the config it was saved with, or another Run.folder"
                 ) from error
-            except Exception as error:  # orbax raises bare ones for damaged files
-                if not is_damage(error):
-                    raise
-                damaged[step] = brief(error)
+            except DamagedError as error:
+                damaged[step] = str(error)
                 continue
             for bad in damaged:
                 self._set_aside(bad)
@@ -274,26 +265,37 @@ class CheckpointStore:
             )
         return None
 
+    def _read(self, step: int, target: Callable[[str], Any]) -> tuple[dict[str, Any], Any]:
+        """Reads a step and verifies it, each process its parts; all find it sound, or none."""
+
+        def arrays() -> Any:
+            wanted = target(record["layers"])
+            check_forms(record, wanted, whole=isinstance(wanted, TrainState))
+            return self._read_arrays(step, wanted)
+
+        def verify() -> None:
+            check_contents(record, tree)
+            if isinstance(tree, TrainState) and int(tree.step) != step:
+                raise DamagedError(f"it holds step {int(tree.step)}")
+
+        record = agreed(f"read the record of step {step}", lambda: self._read_record(step))
+        tree = agreed(f"read the arrays of step {step}", arrays)
+        agreed(f"verify step {step}", verify)  # the checksums are of all processes' parts
+        return record, tree
+
     def _read_record(self, step: int) -> dict[str, Any]:
         args = ocp.args.Composite(record=ocp.args.JsonRestore())
-        record = self._manager.restore(step, args=args).record
+        record = self._reader.restore(step, args=args).record
         check_record(record)
         return record
 
-    def _read(self, step: int, record: dict[str, Any], target: Any) -> Any:
-        """Reads the arrays of a target and verifies them."""
-        whole = isinstance(target, TrainState)
-        check_forms(record, target, whole=whole)
+    def _read_arrays(self, step: int, target: Any) -> Any:
         restore = ocp.args.PyTreeRestore(
             item=target,
             restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-            partial_restore=not whole,
+            partial_restore=not isinstance(target, TrainState),
         )
-        tree = self._manager.restore(step, args=ocp.args.Composite(state=restore)).state
-        check_contents(record, tree)
-        if isinstance(tree, TrainState) and int(tree.step) != step:
-            raise DamagedError(f"it holds step {int(tree.step)}")
-        return tree
+        return self._reader.restore(step, args=ocp.args.Composite(state=restore)).state
 
     @property
     def _quarantine(self) -> Path:
@@ -349,6 +351,26 @@ class CheckpointStore:
                 f"a checkpoint could not be written to {self._folder} ({brief(error)}); earlier "
                 "ones are untouched. Free space or change Run.folder, then start again"
             ) from error
+
+
+def _manager(folder: Path, keep: int | None, processes: set[int]) -> ocp.CheckpointManager:
+    """What reads or writes a folder of checkpoints together with the other processes named."""
+    return ocp.CheckpointManager(
+        folder,
+        options=ocp.CheckpointManagerOptions(
+            atomicity_options=AtomicityOptions(mode=AtomicityMode.COMMIT_FILE),
+            preservation_policy=preservation_policy.LatestN(keep),
+            todelete_subdir=_TRASH,
+            create=False,
+            # Made in the background, a folder that cannot be made is noticed only by a timeout.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+            # Named, they meet through the coordination service, whose waits end.
+            multiprocessing_options=MultiprocessingOptions(
+                primary_host=min(processes), active_processes=processes
+            ),
+        ),
+        item_names=("state", "record"),
+    )
 
 
 def _delete(folders: list[Path]) -> None:

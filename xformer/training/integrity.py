@@ -93,7 +93,9 @@ def is_damage(error: Exception) -> bool:
     """Whether an error in reading says that the files are not what was saved."""
     if isinstance(error, FileNotFoundError):
         return True
-    passing = isinstance(error, _PASSING) or isinstance(error.__cause__, MemoryError)
+    passing = isinstance(error, (*_PASSING, MismatchError)) or isinstance(
+        error.__cause__, MemoryError
+    )
     return not passing and not any(word in str(error) for word in _PASSING_WORDS)
 
 
