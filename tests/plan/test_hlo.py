@@ -166,6 +166,26 @@ def test_what_is_written_out_counts_each_time():
     assert (found.count, found.array_bytes) == (3, 3 * 8 * 512 * 2)
 
 
+@pytest.mark.parametrize(
+    ("kind", "result", "size"),
+    [
+        ("all-gather", "(f32[128,4]{1,0}, f32[512,4]{1,0})", 512 * 4 * 4),
+        ("all-gather", "((f32[2]{0}, f32[3]{0}), (f32[8]{0}, f32[12]{0}))", 80),
+        ("reduce-scatter", "((f32[8]{0}, f32[4]{0}), (f32[2]{0}, f32[1]{0}))", 4 * 12),
+        ("reduce-scatter", "((bf16[8,64]{1,0}), bf16[2,64]{1,0})", 2 * 8 * 64),
+        ("all-to-all", "((bf16[8,64]{1,0}), bf16[8,64]{1,0})", 2 * 8 * 64),
+        ("all-reduce", "(f32[8]{0}, f32[4]{0})", 4 * 12),
+    ],
+)
+def test_a_started_exchange_is_as_large_as_what_comes_of_it(kind, result, size):
+    line = (
+        f"%x = {result} {kind}-start(%p, %q), channel_id=1, replica_groups=[4,4]<=[8,2]T(1,0), "
+        "dimensions={0}, to_apply=%add"
+    )
+    (found,) = collectives(program(line), MESH)
+    assert (found.kind, found.array_bytes) == (kind, size)
+
+
 def test_a_started_gather_is_as_large_as_its_result():
     line = (
         "%g = (f32[8,128]{1,0}, f32[8,512]{1,0}) all-gather-start(%p), channel_id=1, "

@@ -223,8 +223,8 @@ def _collective(
         if "megascale" not in instruction.rest:
             return None
         return Collective(kind, BETWEEN_SLICES, 2, _size(_elements(result)[0]))
-    if instruction.opcode in ("all-gather-start", "collective-permute-start"):
-        result = _elements(result)[1]  # (operand, result, ...)
+    if instruction.opcode.endswith("-start") and kind != "all-reduce":
+        result = _elements(result)[1]  # (operands, results, ...)
     size = _size(result)
     if kind == "collective-permute":
         pairs = re.search(r"source_target_pairs=(\{.*?\}\})", instruction.rest)
