@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from xformer.layers.block_plan import is_sparse, random_blocks
+from xformer.layers.block_plan import _permutations, is_sparse, random_blocks
 
 
 def plan(length, **changes):
@@ -27,6 +27,14 @@ def test_plan_is_the_recorded_one(parity_folder):
         )
         assert found.dtype == np.int32
         np.testing.assert_array_equal(found[:, 1:-1], case["train_rand_attn"])
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 16, 17, 300])
+def test_permutations_drawn_together_are_those_drawn_one_by_one(size):
+    together, single = np.random.RandomState(3), np.random.RandomState(3)
+    found = _permutations(together, 50, size)
+    np.testing.assert_array_equal(found.T, [single.permutation(size) for _ in range(50)])
+    assert together.randint(2**31) == single.randint(2**31)  # as many numbers were drawn
 
 
 @pytest.mark.parametrize("length", [1024, 2048, 3072, 4096])

@@ -78,7 +78,7 @@ def random_blocks(
         )
     rng = np.random.RandomState(layer)
     plan_NMR = np.zeros((num_heads, length // block_size, num_random_blocks), np.int32)
-    rows = range(1, plan_NMR.shape[1] - 1)
+    rows = np.arange(1, plan_NMR.shape[1] - 1)
     tabled = length in TABLE_LENGTHS and length <= max_position_embeddings
     if tabled and is_sparse(_TABLE_REACH, block_size, num_random_blocks):
         table_blocks = min(max_position_embeddings, _TABLE_TOKENS) // block_size
@@ -91,11 +91,10 @@ def random_blocks(
                 plan_NMR[head, row] = table[row - 1][:num_random_blocks]
     else:
         reach = 5 + 2 * num_random_blocks
-        for row in rows:
-            allowed = _is_new(row, reach)
-            for head in range(num_heads):
-                drawn = rng.permutation(reach)
-                plan_NMR[head, row] = drawn[allowed[drawn]][:num_random_blocks]
+        drawn = _permutations(rng, len(rows) * num_heads, reach).reshape(reach, -1, num_heads)
+        allowed = np.take_along_axis(_is_new(rows, reach)[..., None], drawn, axis=0)
+        first = np.argsort(~allowed, axis=0, kind="stable")[:num_random_blocks]
+        plan_NMR[:, 1:-1] = np.take_along_axis(drawn, first, axis=0).transpose(2, 1, 0)
     plan_NMR.setflags(write=False)
     return plan_NMR
 
@@ -116,13 +115,26 @@ def _table_candidates(row: int, table_blocks: int, block_size: int) -> Int[np.nd
     return np.concatenate((middle[:before], middle[row + 1 : last]))
 
 
-def _is_new(row: int, reach: int) -> np.ndarray:
-    """Which of the first `reach` blocks a row gets from neither its window nor a global block."""
-    allowed = np.ones(reach, bool)
-    allowed[[0, reach - 1]] = False
-    allowed[max(row - 1, 0) : row + 2] = False
-    if row == 1:
-        allowed[reach - 2] = False
-    if row == reach - 2:
-        allowed[1] = False
-    return allowed
+def _permutations(rng: np.random.RandomState, count: int, size: int) -> np.ndarray:
+    """What as many calls of `rng.permutation(size)` give, as columns.
+
+    Each swaps its last element with one not behind it, then the last but one, and so on (Fisher and
+    Yates); here all do so at once, with the numbers that they would draw one after the other.
+    """
+    last = np.arange(size - 1, 0, -1)
+    partners = rng.randint(0, np.tile(last + 1, count)).reshape(count, -1).T
+    drawn = np.repeat(np.arange(size, dtype=np.int32)[:, None], count, axis=1)
+    columns = np.arange(count)
+    for place, partner in zip(last, partners, strict=True):
+        moved = drawn[partner, columns]
+        drawn[partner, columns] = drawn[place]
+        drawn[place] = moved
+    return drawn
+
+
+def _is_new(rows: np.ndarray, reach: int) -> np.ndarray:
+    """Which of the first `reach` blocks (down) neither window nor global blocks bring to rows."""
+    blocks = np.arange(reach)[:, None]
+    allowed = (blocks > 0) & (blocks < reach - 1) & (abs(blocks - rows) > 1)
+    allowed &= (rows != 1) | (blocks != reach - 2)
+    return allowed & ((rows != reach - 2) | (blocks != 1))
