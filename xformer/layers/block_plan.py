@@ -116,10 +116,13 @@ def _table_candidates(row: int, table_blocks: int, block_size: int) -> Int[np.nd
 
 
 def _permutations(rng: np.random.RandomState, count: int, size: int) -> np.ndarray:
-    """What as many calls of `rng.permutation(size)` give, as columns.
+    """Draws what as many calls of `rng.permutation(size)` would.
 
     Each swaps its last element with one not behind it, then the last but one, and so on (Fisher and
     Yates); here all do so at once, with the numbers that they would draw one after the other.
+
+    Returns:
+        The permutations, each a column.
     """
     last = np.arange(size - 1, 0, -1)
     partners = rng.randint(0, np.tile(last + 1, count)).reshape(count, -1).T
