@@ -2,9 +2,11 @@
 
 import importlib.util
 import math
+from types import SimpleNamespace
 
 import pytest
 
+from xformer.plan import gpu_target, topology
 from xformer.plan.topology import CHIPS, Topology
 
 
@@ -74,7 +76,49 @@ def test_a_missing_compiler_is_said_how_to_install(name, package, extra, monkeyp
         Topology.parse(name).devices()
 
 
-def test_a_gpu_that_is_not_described_is_refused(monkeypatch):
+def test_slices_of_gpus_are_refused():
+    with pytest.raises(ValueError, match="slices are of TPUs, got 2 .* first side: h100:6x8"):
+        Topology.parse("h100:3x8", 2)
+
+
+def test_the_figures_of_a_gpu_are_those_of_its_chip():
+    chip = CHIPS["h100"]
+    assert gpu_target.H100["device_memory_size"] == chip.hbm_bytes
+    assert gpu_target.H100["memory_bandwidth"] == chip.hbm_bytes_per_s
+
+
+def test_a_description_names_every_figure():
+    text = gpu_target.description({"core_count": 132, "clock_rate_ghz": 1.98}, (9, 0))
+    assert "cuda_compute_capability { major: 9 minor: 0 }" in text
+    assert "core_count: 132 clock_rate_ghz: 1.98 }" in text
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Topologies of GPUs that are asked for, without the plugin; those of no hosts are refused."""
+    options = []
+
+    def describe(**given):
+        options.append(given)
+        if given["topology"] == "1x9x8":
+            raise RuntimeError("INVALID_ARGUMENT: no.\nMore.")
+        return SimpleNamespace(devices=[1, 2])
+
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    with pytest.raises(ValueError, match="pass --gpu_target with the file"):
-        Topology.parse("h100:8").devices()
+    monkeypatch.setattr(topology.topologies, "get_topology_desc", describe)
+    return options
+
+
+def test_gpus_are_described_by_published_figures_or_by_a_file(asked, tmp_path):
+    path = tmp_path / "gpu.txtpb"
+    path.write_text("a description")
+    assert Topology.parse("h100:2x8").devices() == [1, 2]
+    assert Topology.parse("h100:8").devices(str(path)) == [1, 2]
+    assert [one["topology"] for one in asked] == ["1x2x8", "1x1x8"]
+    assert "core_count: 132" in asked[0]["target_config"]
+    assert asked[1]["target_config"] == "a description"
+
+
+def test_what_xla_says_of_gpus_that_it_refuses_is_passed_on(asked):
+    with pytest.raises(ValueError, match="XLA has no topology h100:9x8: INVALID_ARGUMENT: no.$"):
+        Topology.parse("h100:9x8").devices()

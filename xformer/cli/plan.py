@@ -65,7 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--html", metavar="FILE", help="also write them as a page with pictures, one file by itself"
     )
     parser.add_argument(
-        "--gpu_target", metavar="FILE", help="XLA's description of the GPU, for h100 topologies"
+        "--gpu_target",
+        metavar="FILE",
+        help="XLA's description of the GPU, for h100 topologies (default: published figures)",
     )
 
 

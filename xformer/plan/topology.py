@@ -22,6 +22,8 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from xformer.plan.gpu_target import H100, description
+
 
 @dataclass(frozen=True)
 class Chip:
@@ -141,6 +143,11 @@ class Topology:
             )
         if slices < 1:
             raise ValueError(f"there must be at least 1 slice, got {slices}")
+        if slices > 1 and not chip.is_tpu:
+            raise ValueError(
+                f"slices are of TPUs, got {slices} of {name!r}; hosts of GPUs are the first side: "
+                f"{chip.name}:{slices * shape[0]}x{shape[1]}"
+            )
         return cls(chip, shape, slices)
 
     @property
@@ -163,8 +170,8 @@ class Topology:
         """Devices that can be compiled for, and nothing else.
 
         Args:
-            gpu_target: File with XLA's description of the GPU (`h100_sxm.txtpb` of its sources);
-                for GPUs alone.
+            gpu_target: File with XLA's description of the GPU (`h100_sxm.txtpb` of its sources),
+                for GPUs alone; by default what is published of it.
 
         Returns:
             As many as all slices have.
@@ -172,7 +179,7 @@ class Topology:
         Raises:
             ModuleNotFoundError: if the compiler is not installed; says how to install it.
             OSError: if the file cannot be read.
-            ValueError: if the compiler refuses the topology, or a GPU is not described.
+            ValueError: if the compiler refuses the topology, or the description of a GPU.
         """
         return self._gpus(gpu_target) if not self.chip.is_tpu else self._tpus()
 
@@ -205,18 +212,20 @@ class Topology:
                 f"compiling for {self.name} needs JAX's CUDA plugin, though no GPU: "
                 "pip install 'xformer-jax[cuda]'"
             )
-        if gpu_target is None:
-            raise ValueError(
-                f"compiling for {self.name} needs XLA's description of the GPU: pass --gpu_target "
-                "with the file xla/backends/gpu/target_config/specs/h100_sxm.txtpb of its sources"
-            )
+        described = description(H100, (9, 0))
+        if gpu_target is not None:
+            described = Path(gpu_target).read_text(encoding="utf-8")
         hosts, gpus = self.shape
-        found = topologies.get_topology_desc(
-            platform="cuda",
-            topology_name="",
-            topology=f"{self.slices}x{hosts}x{gpus}",
-            target_config=Path(gpu_target).read_text(encoding="utf-8"),
-        )
+        try:
+            found = topologies.get_topology_desc(
+                platform="cuda",
+                topology_name="",
+                topology=f"1x{hosts}x{gpus}",
+                target_config=described,
+            )
+        except Exception as error:  # the plugin's own class
+            said = str(error).partition("\n")[0]
+            raise ValueError(f"XLA has no topology {self.name}: {said}") from error
         return list(found.devices)
 
 
