@@ -1,5 +1,8 @@
 """How a model is computed: only documented values."""
 
+from types import SimpleNamespace
+
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -11,13 +14,38 @@ from xformer.layers.execution import Execution
     [
         ("dtype", "float64", "'float32', 'bfloat16', 'float16'"),
         ("layers", "unrolled", "'loop', 'scan'"),
-        ("remat", "dots", "'none', 'minimal', 'full'"),
+        ("remat", "dots", "'none', 'minimal', 'full', 'offload'"),
     ],
 )
 def test_execution_refuses_other_values(field, value, legal):
     message = rf"Execution\.{field} must be one of \({legal}\), got '{value}'"
     with pytest.raises(ValueError, match=message):
         Execution(**{field: value})
+
+
+def test_execution_refuses_to_offload_from_unrolled_layers():
+    message = r"Execution\.remat='offload' needs Execution\.layers='scan', got 'loop'; set "
+    with pytest.raises(ValueError, match=message):
+        Execution(remat="offload")
+
+
+def test_activations_are_offloaded_where_devices_know_such_memory_alone():
+    offload = Execution(layers="scan", remat="offload")
+    offload.check_devices(jax.devices())
+    device = SimpleNamespace(platform="abacus", addressable_memories=lambda: [])
+    offload.check_devices([device, *jax.devices()])  # one of another process, which does not say
+    message = (
+        r"Execution\.remat='offload' needs memory of the kind 'pinned_host', and devices of the "
+        r"platform 'abacus' have \[\]; set Execution\.remat = 'full'"
+    )
+    with pytest.raises(ValueError, match=message):
+        offload.check_devices([device])
+    Execution(layers="scan", remat="full").check_devices([device])
+
+
+def test_looped_layers_recompute_nothing():
+    scanned = Execution("bfloat16", layers="scan", remat="offload", vocabulary_chunk=7)
+    assert scanned.looped() == Execution("bfloat16", vocabulary_chunk=7)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -11,7 +11,7 @@ from xformer.partitioning import MeshConfig
 from xformer.plan import report
 from xformer.plan.advice import advice
 from xformer.plan.compilation import Bounds, Memory, _required
-from xformer.plan.sweep import Trial, meshes, ranking, sweep
+from xformer.plan.sweep import Trial, _steps, meshes, ranking, sweep
 from xformer.plan.topology import Topology
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "runs" / "quickstart.gin"
@@ -57,6 +57,18 @@ def test_gradients_cross_the_network_between_slices(plan_of):
 def test_a_mesh_that_does_not_divide_the_chips_is_refused(plan_of):
     with pytest.raises(ValueError, match="must multiply to the 4 devices"):
         plan_of(QUICKSTART, "v5e:2x2", "MeshConfig.fsdp=3", length=64)
+
+
+def test_what_waits_on_the_host_takes_no_memory_of_the_device(plan_of):
+    def memory(remat):
+        execution = ("Run.execution=@Execution()", 'Execution.layers="scan"')
+        deep = ("XGLMConfig.num_layers=16", f'Execution.remat="{remat}"')
+        return plan_of(QUICKSTART, "v5e:2x2", *MESH, *execution, *deep, length=512).memory
+
+    minimal, full, offload = map(memory, ("minimal", "full", "offload"))
+    entered = 16 * 4 * 512 * 256 * 4  # float32: layers, rows of a device, tokens, width
+    assert (minimal.host, full.host, offload.host) == (0, 0, entered)
+    assert offload.temporary + entered < full.temporary < minimal.temporary
 
 
 def test_a_run_that_does_not_fit_is_planned_and_advised(plan_of):
@@ -120,6 +132,13 @@ def test_meshes_of_a_sweep_begin_with_the_run_s_own_and_use_all_devices():
     assert len(set(found)) == len(found) > 4
     assert all(math.prod(one.shape(16).values()) == 16 for one in found)
     assert all(one.data % 2 == 0 for one in meshes(MeshConfig(slices=2), 16))
+
+
+@pytest.mark.parametrize("layers", ["loop", "scan"])
+def test_a_sweep_tries_every_policy_that_the_layers_have(layers):
+    execution = ("Run.execution=@Execution()", f'Execution.layers="{layers}"')
+    tried = {one.execution.remat for one in _steps(load(QUICKSTART, list(execution)).run)}
+    assert tried == {"none", "minimal", "full"} | ({"offload"} if layers == "scan" else set())
 
 
 def test_a_sweep_ranks_what_fits_by_time_for_a_token_and_leaves_out_the_rest(small):

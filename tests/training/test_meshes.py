@@ -211,6 +211,25 @@ def test_devices_together_are_as_one(family, head, objective, mesh):
     close(moved, expected_moved)
 
 
+@pytest.mark.parametrize("family", ["bigbird in blocks", "squeezebert", "umt5", "xglm"])
+def test_activations_that_wait_on_the_host_change_nothing(family):
+    layers = "num_layers" if family in ("umt5", "xglm") else "num_hidden_layers"
+    model = dataclasses.replace(FAMILIES[family], **{layers: 2})
+    head, objective = CASES[family][0]
+
+    def one_step(remat):
+        run = make_run(family, head, objective, MeshConfig(data=1))
+        execution = Execution(layers="scan", remat=remat)
+        run = dataclasses.replace(run, model=model, execution=execution)
+        plan = blueprint(run, make_mesh(run.mesh, jax.devices()[:1]))
+        batch = make_batch(head, family != "umt5")
+        arguments = create_state(plan, seed=0), batch, purpose_key(0, DROPOUT)
+        result = compile_train_step(run, plan).lower(*arguments).compile(QUICK)(*arguments)
+        return jax.device_get((result.metrics.loss, result.state.params))
+
+    close(one_step("offload"), one_step("none"))
+
+
 def tables(state):
     """The arrays with an axis of the vocabulary, moments included."""
     leaves = jax.tree_util.tree_leaves_with_path(state)

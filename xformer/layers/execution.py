@@ -1,12 +1,17 @@
 """How a model is computed, as opposed to what it is."""
 
+import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 LAYER_MODES = ("loop", "scan")
-REMAT_POLICIES = ("none", "minimal", "full")
+REMAT_POLICIES = ("none", "minimal", "full", "offload")
+HOST_MEMORY = "pinned_host"
+"""The kind of memory, as JAX names it, that the policy "offload" moves activations to."""
 LARGE_VOCABULARY = 100_000
 CHUNK = 8192
 
@@ -22,7 +27,10 @@ class Execution:
         layers: "loop" unrolls the layers in the program (fastest step), "scan" compiles one layer
             and iterates it (compile time does not grow with depth).
         remat: What the backward pass recomputes instead of storing: "none" (nothing), "minimal"
-            (everything but matrix products with weights), "full" (the whole layer).
+            (everything but matrix products with weights), "full" (the whole layer), "offload" (the
+            whole layer too, and what enters it waits in the host's memory, so that the device holds
+            activations of hardly more than the layer that it computes; for "scan" alone, since
+            compilers bring them back at once where the layers are unrolled).
         vocabulary_chunk: Most tokens of the vocabulary that the loss scores at once, on each device
             that has a share of it; 0 scores all at once. Chunks take far less memory, and a fourth
             product with the table where a loss on all scores takes three. None is 8192 for
@@ -49,6 +57,11 @@ class Execution:
                 raise ValueError(
                     f"Execution.{key} must be one of {legal}, got {getattr(self, key)!r}"
                 )
+        if self.remat == "offload" and self.layers != "scan":
+            raise ValueError(
+                "Execution.remat='offload' needs Execution.layers='scan', got "
+                f"{self.layers!r}; set Execution.layers = 'scan' or Execution.remat = 'full'"
+            )
         if self.vocabulary_chunk is not None and self.vocabulary_chunk < 0:
             raise ValueError(
                 "Execution.vocabulary_chunk must be None, 0 or a number of tokens, got "
@@ -59,6 +72,31 @@ class Execution:
     def compute_dtype(self) -> jnp.dtype:
         """The dtype of activations."""
         return jnp.dtype(DTYPES[self.dtype])
+
+    def looped(self) -> "Execution":
+        """The same with unrolled layers, for what has no backward pass."""
+        return dataclasses.replace(self, layers="loop", remat="none")
+
+    def check_devices(self, devices: Iterable[Any]) -> None:
+        """Checks that devices can do what is asked for.
+
+        Args:
+            devices: The devices of a run, or those of a topology that is compiled for.
+
+        Raises:
+            ValueError: if activations shall wait in memory that no device knows; names the key.
+        """
+        if self.remat != "offload":
+            return
+        devices = list(devices)
+        # A process may not see the memories of the devices of others.
+        found = {memory.kind for device in devices for memory in device.addressable_memories()}
+        if HOST_MEMORY not in found:
+            raise ValueError(
+                f"Execution.remat='offload' needs memory of the kind {HOST_MEMORY!r}, and devices "
+                f"of the platform {devices[0].platform!r} have {sorted(found)}; set "
+                "Execution.remat = 'full'"
+            )
 
     def chunk_of(self, vocab_size: int) -> int | None:
         """How many tokens of a vocabulary of this size the loss scores at once; None for all."""

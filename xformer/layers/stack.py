@@ -19,15 +19,23 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from xformer.layers.dropout import split_key
-from xformer.layers.execution import Execution
+from xformer.layers.execution import HOST_MEMORY, Execution
 
 STACKED = "stacked"
+_ENTERED = "entered"  # what the policy "offload" calls the input of a block
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[_ENTERED],
+        offload_src="device",
+        offload_dst=HOST_MEMORY,
+    ),
 }
 
 
@@ -89,6 +97,8 @@ class Stack(nn.Module):
         keys = split_key(key if self.layerdrop else None, self.num_layers)
 
         def step(x_BTD: Array, params: Any, inputs: Any, key: PRNGKeyArray | None) -> Any:
+            if self.execution.remat == "offload":
+                x_BTD = checkpoint_name(x_BTD, _ENTERED)
             y_BTD, outputs = block.apply({"params": params}, x_BTD, inputs, context)
             if key is not None:
                 y_BTD = jnp.where(jax.random.bernoulli(key, self.layerdrop), x_BTD, y_BTD)

@@ -27,12 +27,14 @@ def advice(run: Run, plan: Plan) -> list[str]:
             f"the state takes {plan.state_bytes / _GIB:.1f} GiB of each device: split it further "
             f"with MeshConfig.fsdp (now {mesh['fsdp']}), or let the optimizer keep less (Adafactor)"
         )
-    if execution.remat != "full":
+    if execution.remat in ("none", "minimal"):
         found.append(f'recompute more: Execution.remat = "full" (now "{execution.remat}")')
     if execution.dtype == "float32":
         found.append('halve what is kept of activations: Execution.dtype = "bfloat16"')
     if execution.layers == "loop":
         found.append('let layers share their memory: Execution.layers = "scan"')
+    elif execution.remat != "offload":
+        found.append('keep what enters the layers on the host: Execution.remat = "offload"')
     if rows > 1:
         found.append(
             f"compute fewer of the {rows} rows of a device at a time: Run.accumulation_steps = "

@@ -33,6 +33,7 @@ class Memory:
         aliased: The part of `outputs` that takes the place of `arguments`.
         temporary: Everything between, as it is laid out in memory.
         peak: The most that is alive at once, arguments included; 0 where the compiler does not say.
+        host: What waits in the memory of the device's host; see `Execution.remat`.
     """
 
     arguments: int
@@ -40,6 +41,7 @@ class Memory:
     aliased: int
     temporary: int
     peak: int
+    host: int = 0
 
     @property
     def needed(self) -> int:
@@ -218,6 +220,7 @@ def _memory(stats: Any) -> Memory:
         aliased=stats.alias_size_in_bytes,
         temporary=stats.temp_size_in_bytes,
         peak=getattr(stats, "peak_memory_in_bytes", 0),
+        host=stats.host_temp_size_in_bytes,
     )
 
 

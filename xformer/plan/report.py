@@ -96,6 +96,7 @@ def _memory_lines(plan: Plan) -> list[str]:
         f"  {'arguments':12} {_gib(memory.arguments)}, of which the state {_gib(plan.state_bytes)}",
         f"  {'temporary':12} {_gib(memory.temporary)}",
         *([f"  {'peak':12} {_gib(memory.peak)}"] if memory.peak else []),
+        *([f"  {'on the host':12} {_gib(memory.host)}"] if memory.host else []),
         f"  {'needed':12} {_gib(memory.needed)} of {limit / _GIB:.2f} GiB: {verdict}",
     ]
 

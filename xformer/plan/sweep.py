@@ -119,9 +119,11 @@ def meshes(config: MeshConfig, device_count: int) -> Iterator[MeshConfig]:
 
 
 def _steps(run: Run) -> Iterator[Run]:
+    scans = run.execution.layers == "scan"
+    policies = [policy for policy in REMAT_POLICIES if scans or policy != "offload"]
     for factor in BATCH_FACTORS:
         size = int(run.batch_size * factor)
-        for remat in REMAT_POLICIES:
+        for remat in policies:
             if size and size % run.accumulation_steps == 0:
                 execution = dataclasses.replace(run.execution, remat=remat)
                 yield dataclasses.replace(run, batch_size=size, execution=execution)

@@ -1,6 +1,5 @@
 """Continuations of prompts by a model in training."""
 
-import dataclasses
 from typing import Any
 
 from xformer.generation.decoding import Decoding
@@ -74,7 +73,7 @@ def run_writer(
     """  # noqa: DOC502
     check_head(run)
     # Unrolled layers decode faster, and stacked parameters would be sliced for every token.
-    module = build(run.model, run.head, dataclasses.replace(run.execution, layers="loop"))
+    module = build(run.model, run.head, run.execution.looped())
     looped = restack(params, "loop")
     return Writer(module, looped, tokenizer, decoding, max_new_tokens, min_new_tokens)
 

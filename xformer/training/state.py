@@ -89,16 +89,18 @@ def blueprint(run: Run, mesh: Mesh, *, pad: bool = True) -> Blueprint:
         The parts and shapes; no array is allocated.
 
     Raises:
-        ValueError: if the mesh does not divide the batch, the heads or an array; names the key.
+        ValueError: if the mesh does not divide the batch, the heads or an array, or its devices
+            lack memory that `Run.execution` asks for; names the key.
     """
     _check_mesh(run, mesh)
+    run.execution.check_devices(mesh.devices.flat)
     module = build(run.model, run.head, run.execution)
     params, names = _abstract_params(module, run.head)
     optimizer = run.optimizer.build(run.steps)
     tracked, tracked_names = params, names
     if per_layer_optimizer(run):
         optimizer = _per_layer(optimizer)
-        looped = dataclasses.replace(run.execution, layers="loop")
+        looped = run.execution.looped()
         tracked, tracked_names = _abstract_params(build(run.model, run.head, looped), run.head)
     opt_state = jax.eval_shape(optimizer.init, params)
     none = PartitionSpec()

@@ -1,6 +1,5 @@
 """The jit boundary: pure functions of (state, batch, key) and their compiled forms."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -369,7 +368,7 @@ def compile_write_step(
         A function to the documented output struct of generation with its `sequences` alone.
     """
     # Unrolled layers decode faster, and stacked parameters would be sliced for every token.
-    execution = dataclasses.replace(run.execution, layers="loop")
+    execution = run.execution.looped()
     module = build(run.model, run.head, execution)
     decoding = Decoding.of(run.model, beams=beams)
 
