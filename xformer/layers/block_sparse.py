@@ -7,6 +7,7 @@ Where nothing of size T x S is asked for, the same comes out in linear time and 
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -102,11 +103,13 @@ class BlockSparse:
             blocks.
         random_reach: The random blocks are among the first this many, which are all that devices
             send one another for them where the tokens of a row are split; None: anywhere.
+        attend: What computes the contexts in linear time, called like `attend_in_blocks`.
     """
 
     block_size: int
     num_random_blocks: int
     random_reach: int | None = None
+    attend: Callable[..., Array] = attend_in_blocks
 
     def __call__(
         self,
@@ -178,7 +181,7 @@ class BlockSparse:
         reading = Reading(
             self.block_size, repeats, mask.causal, dropout_rate, self.random_reach, axes
         )
-        context_BTNH = attend_in_blocks(reading, q_BTNH, k_BTNH, v_BTNH, given, key)
+        context_BTNH = self.attend(reading, q_BTNH, k_BTNH, v_BTNH, given, key)
         if head_mask_N is not None:
             context_BTNH = (
                 context_BTNH * head_mask_N.astype(context_BTNH.dtype)[None, None, :, None]

@@ -1,0 +1,244 @@
+"""Kernels of block-sparse attention, interpreted: equal to the definition, on many devices too."""
+
+import dataclasses
+import functools
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from xformer import partitioning
+from xformer.layers.attention import AttentionCore
+from xformer.layers.block_sparse import BlockSparse
+from xformer.layers.kernels import block_sparse, block_tpu
+from xformer.layers.kernels.block_readers import readers
+from xformer.layers.kernels.block_sparse import attend_by_kernels
+from xformer.layers.mask import Mask
+from xformer.partitioning import MeshConfig, Rules, constraints, make_mesh
+from xformer.plan.topology import Topology
+
+B, N, H, W = 2, 2, 8, 16
+
+
+@pytest.fixture
+def small_steps(monkeypatch):
+    """Several steps of several blocks each in what is small enough to interpret."""
+    monkeypatch.setattr(block_tpu, "_TOKENS", 2 * W)
+    monkeypatch.setattr(block_tpu, "_KEYS", 2 * W)
+    monkeypatch.setattr(block_tpu, "_READERS", 2)
+    block_sparse._traced_once.clear_cache()  # traced with other numbers
+    yield
+    block_sparse._traced_once.clear_cache()
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def plan(heads, blocks, random, reach=None):
+    """Random blocks without any rule: also global ones, neighbours and repetitions."""
+    drawn = np.random.default_rng(0).integers(0, reach or blocks, (heads, blocks, random))
+    return jnp.asarray(drawn, jnp.int32)
+
+
+def documents(blocks):
+    """Documents that end within blocks, and padding behind them."""
+    drawn = np.random.default_rng(1).integers(1, 4, (B, blocks * W))
+    drawn = np.sort(drawn, axis=1)
+    drawn[:, -W - 1 :] = 0
+    return jnp.asarray(drawn, jnp.int32)
+
+
+def gradients(core, *arrays, **options):
+    """Gradients of queries, keys and values, and the context."""
+    *qkv, weights = arrays
+
+    def loss(*qkv):
+        context = core(*qkv, **options).context_BTNH
+        return (context * weights).sum(dtype=jnp.float32), context
+
+    return jax.grad(loss, (0, 1, 2), has_aux=True)(*qkv)
+
+
+def defined(core, *arrays, **options):
+    """The same by way of all T x S probabilities."""
+    return gradients(functools.partial(core, return_probabilities=True), *arrays, **options)
+
+
+def by_kernels(core):
+    return dataclasses.replace(core, attend=attend_by_kernels)
+
+
+def assert_equal(found, expected, tolerance=1e-5):
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        x, y = (jnp.asarray(one, jnp.float32) for one in (x, y))
+        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * max(1.0, abs(y).max()))
+
+
+def situation(name):
+    """A core and a mask, of some blocks."""
+    blocks = {"three blocks": 3, "a prime number of blocks": 7}.get(name, 8)
+    core, mask = BlockSparse(W, 2), Mask(random_blocks_NMR=plan(N, blocks, 2))
+    segments = documents(blocks)
+    packed = {"query_segments_BT": segments, "key_segments_BS": segments}
+    if name in ("three blocks", "the first block again and again"):
+        mask = Mask()
+    elif name == "no random blocks":
+        core, mask = BlockSparse(W, 0), Mask()
+    elif name == "random blocks within reach":
+        core = BlockSparse(W, 2, 3)
+        mask = Mask(random_blocks_NMR=plan(N, blocks, 2, 3), **packed)
+    elif name == "padding":
+        mask = dataclasses.replace(mask, key_valid_BS=segments > 0)
+    elif name == "documents of a decoder":
+        mask = dataclasses.replace(mask, causal=True, **packed)
+    return core, blocks * W, mask
+
+
+SITUATIONS = (
+    "three blocks",
+    "a prime number of blocks",
+    "the first block again and again",
+    "no random blocks",
+    "random blocks within reach",
+    "padding",
+    "documents of a decoder",
+)
+
+
+@pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize("name", SITUATIONS)
+def test_kernels_are_the_definition(name):
+    core, length, mask = situation(name)
+    arrays = [normal(seed, B, length, N, H) for seed in range(4)]
+    found = jax.jit(functools.partial(gradients, by_kernels(core)))(*arrays, mask=mask)
+    expected = jax.jit(functools.partial(defined, core))(*arrays, mask=mask)
+    assert_equal(found, expected)
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_low_precision_is_weighed_in_float32():
+    core, length, mask = situation("documents of a decoder")
+    low = [normal(seed, B, length, N, H).astype(jnp.bfloat16) for seed in range(4)]
+    found = jax.jit(functools.partial(gradients, by_kernels(core)))(*low, mask=mask)
+    assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype(jnp.bfloat16)}
+    exact = [x.astype(jnp.float32) for x in low]
+    expected = jax.jit(functools.partial(defined, core))(*exact, mask=mask)
+    assert_equal(found, expected, tolerance=2 * float(jnp.finfo(jnp.bfloat16).eps))
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_layers_are_scanned_and_recomputed_with_plans_of_their_own():
+    core, length, _ = situation("padding")
+    plans = jnp.stack([plan(N, 8, 2), plan(N, 8, 2, 5)])
+
+    def scanned(core, x):
+        def layer(x, table):
+            return x + core(x, x, x, mask=Mask(random_blocks_NMR=table)).context_BTNH, None
+
+        return jax.lax.scan(jax.checkpoint(layer), x, plans)[0].std()
+
+    run = jax.jit(jax.value_and_grad(scanned, 1), static_argnums=0)
+    x = normal(0, B, length, N, H)
+    assert_equal(run(by_kernels(core), x), run(core, x))
+
+
+@pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize("rows, heads", [(4, 4), (3, 3)], ids=["divided", "whole"])
+def test_devices_take_their_rows_and_heads(rows, heads):
+    core, length = BlockSparse(W, 2), 5 * W
+    mask = Mask(random_blocks_NMR=plan(heads, 5, 2), key_valid_BS=jnp.arange(rows * length) > 0)
+    mask = dataclasses.replace(mask, key_valid_BS=mask.key_valid_BS.reshape(rows, length))
+    arrays = [normal(seed, rows, length, heads, H) for seed in range(4)]
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    divided = PartitionSpec(("data", "fsdp"), None, "tensor")
+    place = NamedSharding(mesh, divided if rows == 4 else PartitionSpec())
+
+    def run(arrays, mask):
+        with constraints(Rules()):
+            return gradients(by_kernels(core), *arrays, mask=mask)
+
+    run = partitioning.jit(
+        mesh, run, in_shardings=(place, partitioning.replicated(mesh)), out_shardings=place
+    )
+    compiled = run.lower(arrays, mask).compile()
+    expected = jax.jit(functools.partial(defined, core))(*arrays, mask=mask)
+    assert_equal(compiled(arrays, mask), expected)
+    for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+        assert collective not in compiled.as_text()
+
+
+@pytest.mark.parametrize("reach, per_chunk", [(6, 1), (6, 2), (9, 4)])
+def test_readers_are_the_plan_turned_round(reach, per_chunk):
+    random, blocks = 3, 9
+    table = plan(N, blocks, random, reach)
+    found = readers(table, reach, per_chunk)
+    assert found.rows_NKR.shape == (N, 7 * 3 // per_chunk + reach, per_chunk)
+    for head in range(N):
+        keys, rows = np.asarray(found.keys_NK[head]), np.asarray(found.rows_NKR[head])
+        assert (np.diff(keys) >= 0).all() and set(keys) == set(range(reach))
+        read = [(key, row) for key, chunk in zip(keys, rows, strict=True) for row in chunk]
+        wanted = [(int(k), row) for row in range(1, blocks - 1) for k in table[head, row]]
+        assert sorted(pair for pair in read if pair[1] >= 0) == sorted(wanted)
+        assert (rows[:, 0] >= 0).sum() == sum(
+            -(-n // per_chunk) for n in np.bincount([key for key, _ in wanted])
+        )
+
+
+def test_kernels_are_an_attention_core():
+    assert isinstance(by_kernels(BlockSparse(W, 2)), AttentionCore)
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_heads_take_turns_where_their_tables_do_not_fit(monkeypatch):
+    monkeypatch.setattr(block_tpu, "_TABLE_BYTES", 4 * 8 * 2)
+    core, length, mask = situation("documents of a decoder")
+    arrays = [normal(seed, B, length, N, H) for seed in range(4)]
+    run = jax.jit(functools.partial(gradients, by_kernels(core)))
+    assert_equal(
+        run(*arrays, mask=mask), jax.jit(functools.partial(defined, core))(*arrays, mask=mask)
+    )
+
+
+def test_dropout_split_tokens_and_narrow_blocks_are_refused():
+    core, length, mask = situation("padding")
+    arrays = [normal(seed, B, length, N, H) for seed in range(3)]
+    message = r'"pallas" drops no attention probabilities, .* set attention_probs_dropout_prob to 0'
+    with pytest.raises(ValueError, match=message):
+        by_kernels(core)(*arrays, mask=mask, dropout_rate=0.1, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="block_size to be a multiple of 16, got 8; set Execution"):
+        by_kernels(BlockSparse(8, 2))(*arrays, mask=Mask())
+    mesh = make_mesh(MeshConfig(1, sequence=2), jax.devices()[:2])
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), constraints(Rules()):
+        message = r"over the mesh axes \('sequence',\); set MeshConfig.sequence to 1, or Execution"
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(functools.partial(by_kernels(core), mask=mask), *arrays)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+@pytest.mark.parametrize("length, width, dtype", [(65536, 64, "bfloat16"), (1040, 16, "float32")])
+def test_kernels_compile_for_tpus(length, width, dtype):
+    """Without one, and with less temporary memory than XLA's program."""
+    mesh = make_mesh(MeshConfig(data=2, tensor=2), Topology.parse("v5e:2x2").devices())
+    place = NamedSharding(mesh, PartitionSpec("data", None, "tensor"))
+    x = jax.ShapeDtypeStruct((2, length, 2, 64), dtype)
+    segments = jax.ShapeDtypeStruct((2, length), jnp.int32)
+    table = jax.ShapeDtypeStruct((2, length // width, 3), jnp.int32)
+    mask = Mask(True, None, None, segments, segments, table)
+    peaks = []
+    for core in (BlockSparse(width, 3), by_kernels(BlockSparse(width, 3))):
+
+        def run(arrays, mask, core=core):
+            with constraints(Rules()):
+                return gradients(core, *arrays, mask=mask)
+
+        run = partitioning.jit(
+            mesh, run, in_shardings=(place, partitioning.replicated(mesh)), out_shardings=place
+        )
+        compiled = run.lower([x] * 4, mask).compile({"exec_time_optimization_effort": -1.0})
+        peaks.append(compiled.memory_analysis().peak_memory_in_bytes)
+        assert ("tpu_custom_call" in compiled.as_text()) == (core.attend is attend_by_kernels)
+    assert peaks[1] < 0.8 * peaks[0]

@@ -1,0 +1,1 @@
+"""Accelerated attention cores, written in Pallas, which other cores never need."""

@@ -1,0 +1,56 @@
+"""The random blocks turned round: for each key block the query blocks that read it."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+
+class Readers(NamedTuple):
+    """Query blocks that read each key block, in chunks of a fixed number.
+
+    Every key block has a chunk at least, and those of one key block follow one another, so that
+    their gradients can be added up where they lie. What is left over at the end are chunks of the
+    last key block without a reader.
+
+    Attributes:
+        keys_NK: Key block of each chunk, ascending.
+        rows_NKR: Its readers; -1 stands for none. A query block that reads it twice is there twice.
+    """
+
+    keys_NK: Int[Array, "N K"]
+    rows_NKR: Int[Array, "N K R"]
+
+
+def readers(random_blocks_NMR: Int[Array, "N M R"], reach: int, per_chunk: int) -> Readers:
+    """The plan transposed, computed where the plan lies, for it may be that of a scanned layer.
+
+    Args:
+        random_blocks_NMR: Random key blocks of each head and query block, all less than `reach`;
+            those of the first and the last query block are not read.
+        reach: Number of key blocks that there may be readers of.
+        per_chunk: Readers of a chunk.
+
+    Returns:
+        The readers; there are (M - 2) * R // per_chunk + reach chunks for each head.
+    """
+    _, blocks, random = random_blocks_NMR.shape
+    chunks = (blocks - 2) * random // per_chunk + reach
+
+    def of_head(random_MR: Array) -> Readers:
+        read = random_MR[1:-1].reshape(-1)
+        order = jnp.argsort(read, stable=True)
+        rows = order // random + 1
+        bounds = jnp.searchsorted(read[order], jnp.arange(reach + 1))
+        chunk_ends = jnp.cumsum(jnp.maximum(1, -(-jnp.diff(bounds) // per_chunk)))
+        chunk = jnp.arange(chunks)
+        keys = jnp.minimum(jnp.searchsorted(chunk_ends, chunk, side="right"), reach - 1)
+        before = jnp.where(keys > 0, chunk_ends[keys - 1], 0)
+        places = bounds[keys] + (chunk - before) * per_chunk
+        places = places[:, None] + jnp.arange(per_chunk)[None]
+        found = rows.at[jnp.minimum(places, rows.size - 1)].get(mode="promise_in_bounds")
+        found = jnp.where(places < bounds[keys + 1][:, None], found, -1)
+        return Readers(keys.astype(jnp.int32), found.astype(jnp.int32))
+
+    return jax.vmap(of_head)(random_blocks_NMR)

@@ -1,0 +1,163 @@
+"""Block-sparse attention by kernels: an exchange for `xformer.layers.block_rows.attend_in_blocks`.
+
+Contexts and gradients come from kernels alone; in between there is nothing larger than the inputs.
+The kernels of the device that the program is compiled for are taken; on CPUs those for TPUs are
+interpreted, which is slow and meant for tests.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from xformer.layers.block_rows import Given, Reading
+from xformer.layers.kernels import block_tpu
+from xformer.layers.sharding import mesh_axes
+
+LEAST_WIDTH = 16
+"""What the tokens of a block must be a multiple of: the rows of a register, or a matrix unit."""
+
+
+def attend_by_kernels(
+    reading: Reading,
+    q_BTNH: Float[Array, "B T N H"],
+    k_BTNH: Float[Array, "B T N H"],
+    v_BTNH: Float[Array, "B T N H"],
+    given: Given,
+    key: PRNGKeyArray | None = None,
+) -> Float[Array, "B T N H"]:
+    """Called like `attend_in_blocks`, and equal to it.
+
+    The compiler cannot split a kernel over devices: each takes the rows of the batch and the heads
+    that it has by the rules and the mesh in force. Where those do not divide them it takes all.
+
+    Args:
+        reading: Who reads whom, the static part.
+        q_BTNH: Queries, already scaled; T is a multiple of the block size.
+        k_BTNH: Keys.
+        v_BTNH: Values.
+        given: Who reads whom, the arrays.
+        key: Random key of the dropout; None means evaluation.
+
+    Returns:
+        The contexts in the values' dtype.
+
+    Raises:
+        ValueError: if there is dropout, the blocks have a width that no kernel takes, or the tokens
+            are split over devices; names the key.
+    """
+    if reading.block_size % LEAST_WIDTH:
+        raise ValueError(
+            f'Execution.attention="pallas" needs block_size to be a multiple of {LEAST_WIDTH}, got '
+            f'{reading.block_size}; set Execution.attention to "xla"'
+        )
+    if key is not None and reading.dropout_rate:
+        raise ValueError(
+            'Execution.attention="pallas" drops no attention probabilities, got a rate of '
+            f"{reading.dropout_rate}; set attention_probs_dropout_prob to 0 as in the published "
+            'block-sparse attention, or Execution.attention to "xla"'
+        )
+    if reading.axes:
+        raise ValueError(
+            'Execution.attention="pallas" needs the tokens of a row on one device, got them split '
+            f"over the mesh axes {reading.axes}; set MeshConfig.sequence to 1, or "
+            'Execution.attention to "xla"'
+        )
+    batch, _, heads, _ = q_BTNH.shape
+    task = _Task(reading, _axes("act_batch", batch), _axes("act_heads", heads))
+    return _traced_once(task, q_BTNH, k_BTNH, v_BTNH, given)
+
+
+class _Task(NamedTuple):
+    """The static part of what is computed.
+
+    Attributes:
+        reading: Who reads whom.
+        rows: Mesh axes that the rows of the batch are split over.
+        heads: Mesh axes that the heads are split over.
+    """
+
+    reading: Reading
+    rows: tuple[str, ...]
+    heads: tuple[str, ...]
+
+
+def _axes(name: str, size: int) -> tuple[str, ...]:
+    """The mesh axes that an axis is split over; none where they do not divide it."""
+    axes = mesh_axes(name)
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return () if size % math.prod(sizes[axis] for axis in axes) else axes
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(
+    task: _Task, q_BTNH: Array, k_BTNH: Array, v_BTNH: Array, given: Given
+) -> Float[Array, "B T N H"]:
+    return _forward(task, q_BTNH, k_BTNH, v_BTNH, given)[0]
+
+
+def _forward(
+    task: _Task, q_BTNH: Array, k_BTNH: Array, v_BTNH: Array, given: Given
+) -> tuple[Array, Any]:
+    """The contexts, and what the backward pass needs."""
+    out_BTNH, sums_BNT = _run(task, "contexts", given, (q_BTNH, k_BTNH, v_BTNH))
+    return out_BTNH, (q_BTNH, k_BTNH, v_BTNH, given, out_BTNH, sums_BNT)
+
+
+def _backward(task: _Task, saved: Any, dout_BTNH: Array) -> tuple[Array, Array, Array, None]:
+    """The gradients of queries, keys and values."""
+    q_BTNH, k_BTNH, v_BTNH, given, out_BTNH, sums_BNT = saved
+    means_BTN = (out_BTNH.astype(jnp.float32) * dout_BTNH).sum(-1)
+    tokens = q_BTNH, k_BTNH, v_BTNH, dout_BTNH
+    stats = sums_BNT, means_BTN.swapaxes(1, 2)
+    dq_BTNH, dk_BTNH, dv_BTNH = _run(task, "gradients", given, tokens, stats)
+    return dq_BTNH, dk_BTNH, dv_BTNH, None
+
+
+_attend.defvjp(_forward, _backward)
+_traced_once = jax.jit(_attend, static_argnums=0)  # for all layers of one shape
+
+
+def _run(
+    task: _Task,
+    name: str,
+    given: Given,
+    tokens: tuple[Array, ...],
+    stats: tuple[Array, ...] = (),
+) -> tuple[Array, ...]:
+    """Computes contexts or gradients with the kernels of each device, from what it has."""
+    masks = given.random_blocks_NMR, given.query_segments_BT, given.key_segments_BT
+
+    def on_device(masks: Any, tokens: Any, stats: Any) -> Any:
+        def run(kernels: Any, interpret: bool, masks: Any, tokens: Any, stats: Any) -> Any:
+            return getattr(kernels, name)(
+                task.reading, Given(*masks), *tokens, *stats, interpret=interpret
+            )
+
+        return jax.lax.platform_dependent(
+            masks,
+            tokens,
+            stats,
+            tpu=functools.partial(run, block_tpu, False),
+            default=functools.partial(run, block_tpu, True),
+        )
+
+    mesh = jax.sharding.get_abstract_mesh()
+    free = set(mesh.axis_names) - set(mesh.manual_axes)
+    if math.prod(mesh.shape[axis] for axis in free) == 1:
+        return on_device(masks, tokens, stats)
+    of_rows, of_heads = PartitionSpec(task.rows), PartitionSpec(task.heads)
+    of_tokens = PartitionSpec(task.rows, None, task.heads)
+    of_stats = PartitionSpec(task.rows, task.heads)
+    run = jax.shard_map(
+        on_device,
+        in_specs=((of_heads, of_rows, of_rows), of_tokens, of_stats),
+        out_specs=of_tokens if stats else (of_tokens, of_stats),
+        axis_names=free,
+        check_vma=False,
+    )
+    return run(masks, tokens, stats)

@@ -1,0 +1,85 @@
+"""What kernels of block-sparse attention compute on one tile, whatever fetched it.
+
+A tile is one block of queries against the keys that it reads, or one block of keys against the
+queries that read it. The block is "own", one token a row; the others are "listed" along the
+columns, and S counts their tokens. Arithmetic is float32, and products take the inputs' dtype.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+LOWEST = float(jnp.finfo(jnp.float32).min)
+
+
+class Tokens(NamedTuple):
+    """Tokens of one side of a tile: a column of own ones, or a row of listed ones.
+
+    Attributes:
+        places: Place of each in its row of the batch.
+        segments: Document of each, 0 for padding; None where there are no documents.
+    """
+
+    places: Int[Array, "_ _"]
+    segments: Int[Array, "_ _"] | None = None
+
+
+def readable(
+    queries: Tokens, keys: Tokens, causal: bool, is_listed_1S: Bool[Array, "1 S"]
+) -> Bool[Array, "_ S"]:
+    """Which queries read which keys.
+
+    Args:
+        queries: The queries; own or listed. Without documents they read those of all.
+        keys: The keys, the other side. Without documents all are read.
+        causal: Whether a query reads only keys at its own place or before it.
+        is_listed_1S: False for columns that stand for nothing.
+
+    Returns:
+        An array that broadcasts to the tile.
+    """
+    allowed = is_listed_1S
+    if causal:
+        allowed = allowed & (keys.places <= queries.places)
+    if keys.segments is not None:
+        allowed = allowed & (keys.segments > 0)
+        if queries.segments is not None:
+            allowed = allowed & (keys.segments == queries.segments)
+    return allowed
+
+
+def score(
+    own_WC: Float[Array, "W C"],
+    listed_SC: Float[Array, "S C"],
+    allowed: Bool[Array, "_ S"],
+    share_1S: Float[Array, "1 S"] | None = None,
+) -> Float[Array, "W S"]:
+    """Scores of a tile, the lowest number where nothing is read.
+
+    Args:
+        own_WC: Queries or keys of the block.
+        listed_SC: Keys or queries.
+        allowed: Who reads whom.
+        share_1S: Logarithms of how often a listed key is read; None is once.
+
+    Returns:
+        The scores.
+    """
+    scores_WS = product(own_WC, listed_SC, 1)
+    if share_1S is not None:
+        scores_WS = scores_WS + share_1S
+    return jnp.where(allowed, scores_WS, LOWEST)
+
+
+def product(left: Float[Array, "_ _"], right: Float[Array, "_ _"], axis: int) -> Array:
+    """`left @ right`, or `left @ right.T` where `axis` of the right one is 1, in float32."""
+    dimensions = (((1,), (axis,)), ((), ()))
+    return lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32)
+
+
+def crossed(left_WS: Float[Array, "W S"], right_WC: Float[Array, "W C"]) -> Float[Array, "S C"]:
+    """`left_WS.T @ right_WC`, in float32."""
+    dimensions = (((0,), (0,)), ((), ()))
+    return lax.dot_general(left_WS, right_WC, dimensions, preferred_element_type=jnp.float32)
