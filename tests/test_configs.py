@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import math
 import re
 import shutil
 from pathlib import Path
@@ -95,15 +96,34 @@ def test_part_builds_in_a_run(concern, part, tmp_path):
     shutil.copytree(CONFIGS, tmp_path / "configs")
     parts = {**DEFAULT, **companions(part), concern: part}
     lines = [f'include "{one}"' for one in parts.values()]
-    lines += ['Run.folder = "runs/x"', "Run.steps = 100", "Run.batch_size = 8"]
+    lines += ['Run.folder = "runs/x"', "Run.steps = 100", "Run.batch_size = 1024"]
     lines += ["Run.execution = @Execution()", 'Execution.layers = "scan"']
     text = "".join((tmp_path / "configs" / one.split('"')[1]).read_text() for one in lines[:5])
     built = [name for name in LEFT if f"@{name}()" in text]
     lines += [f"{name}.{left}" for name in built for left in LEFT[name]]
     (tmp_path / "configs" / "runs" / "all.gin").write_text("\n".join(lines) + "\n")
     run = load(tmp_path / "configs" / "runs" / "all.gin").run
-    plan = blueprint(run, make_mesh(run.mesh))
+    plan = blueprint(run, make_mesh(run.mesh, devices_for(run.mesh)))
     assert jax.tree.leaves(plan.shapes.params)
+
+
+def devices_for(mesh):
+    """As many devices as a mesh asks for; some may stand for others, as nothing is computed."""
+    wanted = mesh.fsdp * mesh.tensor * mesh.sequence * mesh.slices
+    return jax.devices() * max(1, wanted // len(jax.devices()))
+
+
+def test_every_mesh_is_in_the_table_that_says_when_to_take_it():
+    documented = (CONFIGS.parent / "docs" / "partitioning.md").read_text()
+    named = re.findall(r"^\| `mesh/(\w+)\.gin` \| ([\d,]+)", documented, re.MULTILINE)
+    assert sorted(name for name, _ in named) == [path.stem for path in PARTS["mesh"]]
+    for name, devices in named:
+        sizes = dict(re.findall(r"MeshConfig\.(\w+) = (\d+)$", mesh_text(name), re.MULTILINE))
+        assert math.prod(map(int, sizes.values())) == int(devices.replace(",", ""))
+
+
+def mesh_text(name):
+    return (CONFIGS / "mesh" / f"{name}.gin").read_text()
 
 
 def test_parts_of_different_concerns_bind_different_keys():
