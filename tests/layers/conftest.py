@@ -2,7 +2,20 @@
 
 import pytest
 
+from xformer.layers.kernels import block_sparse, block_tpu
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _compile_quickly(quick_compilation):
     yield
+
+
+@pytest.fixture
+def small_steps(monkeypatch):
+    """Kernels whose steps are small enough for several of them in what is quickly interpreted."""
+    monkeypatch.setattr(block_tpu, "_TOKENS", 32)
+    monkeypatch.setattr(block_tpu, "_KEYS", 32)
+    monkeypatch.setattr(block_tpu, "_READERS", 2)
+    block_sparse._traced_once.clear_cache()  # traced with other numbers
+    yield
+    block_sparse._traced_once.clear_cache()

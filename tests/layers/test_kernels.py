@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from xformer import partitioning
 from xformer.layers.attention import AttentionCore
 from xformer.layers.block_sparse import BlockSparse
-from xformer.layers.kernels import block_sparse, block_tpu
+from xformer.layers.kernels import block_tpu
 from xformer.layers.kernels.block_readers import readers
 from xformer.layers.kernels.block_sparse import attend_by_kernels
 from xformer.layers.mask import Mask
@@ -21,17 +21,6 @@ from xformer.partitioning import MeshConfig, Rules, constraints, make_mesh
 from xformer.plan.topology import Topology
 
 B, N, H, W = 2, 2, 8, 16
-
-
-@pytest.fixture
-def small_steps(monkeypatch):
-    """Several steps of several blocks each in what is small enough to interpret."""
-    monkeypatch.setattr(block_tpu, "_TOKENS", 2 * W)
-    monkeypatch.setattr(block_tpu, "_KEYS", 2 * W)
-    monkeypatch.setattr(block_tpu, "_READERS", 2)
-    block_sparse._traced_once.clear_cache()  # traced with other numbers
-    yield
-    block_sparse._traced_once.clear_cache()
 
 
 def normal(seed, *shape):

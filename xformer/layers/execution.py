@@ -12,6 +12,7 @@ LAYER_MODES = ("loop", "scan")
 REMAT_POLICIES = ("none", "minimal", "full", "offload")
 HOST_MEMORY = "pinned_host"
 """The kind of memory, as JAX names it, that the policy "offload" moves activations to."""
+ATTENTION_CORES = ("xla", "pallas")
 LARGE_VOCABULARY = 100_000
 CHUNK = 8192
 
@@ -31,6 +32,9 @@ class Execution:
             whole layer too, and what enters it waits in the host's memory, so that the device holds
             activations of hardly more than the layer that it computes; for "scan" alone, since
             compilers bring them back at once where the layers are unrolled).
+        attention: What computes block-sparse attention: "xla" (operations that XLA compiles for any
+            device) or "pallas" (kernels of our own for TPUs and GPUs; CPUs interpret them, slowly).
+            No other attention has kernels.
         vocabulary_chunk: Most tokens of the vocabulary that the loss scores at once, on each device
             that has a share of it; 0 scores all at once. Chunks take far less memory, and a fourth
             product with the table where a loss on all scores takes three. None is 8192 for
@@ -40,6 +44,7 @@ class Execution:
     dtype: str = "float32"
     layers: str = "loop"
     remat: str = "none"
+    attention: str = "xla"
     vocabulary_chunk: int | None = None
 
     def __post_init__(self) -> None:
@@ -52,6 +57,7 @@ class Execution:
             ("dtype", tuple(DTYPES)),
             ("layers", LAYER_MODES),
             ("remat", REMAT_POLICIES),
+            ("attention", ATTENTION_CORES),
         ):
             if getattr(self, key) not in legal:
                 raise ValueError(

@@ -1,6 +1,7 @@
 """How an input of a family with block-sparse attention attends: decided by its length alone."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+import dataclasses
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Int
@@ -8,6 +9,7 @@ from jaxtyping import Array, Int
 from xformer.layers.attention import AttentionCore, dense_attention
 from xformer.layers.block_plan import is_sparse, random_blocks
 from xformer.layers.block_sparse import BlockSparse
+from xformer.layers.execution import Execution
 
 ATTENTION_TYPES = ("block_sparse", "original_full")
 RANDOM_BLOCKS = ("hf_eval", "fixed")
@@ -41,12 +43,39 @@ class Choice(NamedTuple):
     multiple: int
 
 
-def choose_attention(config: BlockConfig, length: int) -> Choice:
+def check_kernels(config: Any, execution: Execution) -> None:
+    """Checks that there are kernels for an architecture where they are asked for.
+
+    Args:
+        config: A config of any family.
+        execution: How the model is computed.
+
+    Raises:
+        ValueError: naming the key to change.
+    """
+    if execution.attention == "xla":
+        return
+    asked, otherwise = f'Execution.attention="{execution.attention}"', 'Execution.attention="xla"'
+    if getattr(config, "attention_type", None) != "block_sparse":
+        raise ValueError(
+            f"{asked} has kernels for block-sparse attention alone, and the "
+            f"{type(config).__name__} describes none; set {otherwise}"
+        )
+    if config.attention_probs_dropout_prob:
+        raise ValueError(
+            f"{asked} drops no attention probabilities, as in the published block-sparse "
+            "attention; set attention_probs_dropout_prob to 0, got "
+            f"{config.attention_probs_dropout_prob}, or {otherwise}"
+        )
+
+
+def choose_attention(config: BlockConfig, length: int, execution: Execution) -> Choice:
     """Chooses dense attention for what is too short to be sparse, and blocks for the rest.
 
     Args:
         config: The architecture.
         length: Number of keys, padding to whole blocks not counted.
+        execution: How the model is computed.
 
     Returns:
         The core, and what it needs.
@@ -71,4 +100,9 @@ def choose_attention(config: BlockConfig, length: int) -> Choice:
         reach = 1 + max(int(table_NMR.max()) for table_NMR in tables)
         plans = [jnp.asarray(table_NMR) for table_NMR in tables]
     core = BlockSparse(config.block_size, config.num_random_blocks, reach)
+    if execution.attention == "pallas":
+        # Not loaded where it is not asked for.
+        from xformer.layers.kernels.block_sparse import attend_by_kernels
+
+        core = dataclasses.replace(core, attend=attend_by_kernels)
     return Choice(core, plans, config.block_size)

@@ -54,7 +54,8 @@ class BlockEncoder(nn.Module):
             What leaves the layers, for the tokens that entered.
         """
         config, length = self.config, x_BTD.shape[1]
-        chosen = choose_attention(config, length if cache is None else cache.max_length)
+        keys_read = length if cache is None else cache.max_length
+        chosen = choose_attention(config, keys_read, self.execution)
         if cache is None:
             x_BTD, mask = pad_blocks(x_BTD, context.mask, chosen.multiple)
             context = dataclasses.replace(context, mask=mask)

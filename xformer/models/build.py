@@ -10,6 +10,7 @@ from xformer.layers.execution import Execution
 from xformer.layers.heads import Base, ConditionalGeneration, Head, MultipleChoice
 from xformer.models import bigbird_heads, squeezebert, umt5_heads, xglm
 from xformer.models.bigbird_config import BigBirdConfig
+from xformer.models.block_attention import check_kernels
 from xformer.models.config import ModelConfig, labelled
 from xformer.models.encoder_heads import EncoderWithHead
 from xformer.models.squeezebert_config import SqueezeBertConfig
@@ -65,8 +66,8 @@ def build(config: ModelConfig, head: Head, execution: Execution | None = None) -
 
     Raises:
         TypeError: if a field of the config has the wrong type.
-        ValueError: if a field is out of range, if the family has no such head, or if that head
-            can make nothing of a decoder.
+        ValueError: if a field is out of range, if the family has no such head, if that head can
+            make nothing of a decoder, or if there are no kernels for what is asked for.
     """
     modules = _MODULES.get(type(config))
     if modules is None or type(head) not in modules:
@@ -77,7 +78,9 @@ def build(config: ModelConfig, head: Head, execution: Execution | None = None) -
         )
     config.validate()
     check_direction(modules[type(head)], config)
-    return modules[type(head)](labelled(config, head), execution or Execution())
+    execution = execution or Execution()
+    check_kernels(config, execution)
+    return modules[type(head)](labelled(config, head), execution)
 
 
 def check_direction(module_class: type[Module], config: ModelConfig) -> None:
