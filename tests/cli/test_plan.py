@@ -10,7 +10,6 @@ import pytest
 from xformer.cli import plan as command
 from xformer.cli.main import main
 from xformer.plan.compilation import Bounds, Memory, Plan
-from xformer.plan.topology import Topology
 
 QUICKSTART = str(Path(__file__).parents[2] / "configs" / "runs" / "quickstart.gin")
 SMALL = ["--length", "64", "--gin.Run.batch_size=4", "--quick"]
@@ -92,8 +91,8 @@ def test_plan_without_the_compiler_says_how_to_install_it(plan, monkeypatch, cap
 def instant(monkeypatch):
     """Plans without compiling: what is recomputed fits, and tensor ways cost time."""
 
-    def measure(run, topology, devices, *, length, quick):
-        assert (len(devices), length, quick) == (4, 64, True)
+    def measure(run, topology, *, gpu_target, length, quick):
+        assert (topology.device_count, gpu_target, length, quick) == (4, None, 64, True)
         fits = run.execution.remat != "none"
         return Plan(
             topology=topology,
@@ -112,8 +111,7 @@ def instant(monkeypatch):
             bounds=Bounds(0.1 * run.mesh.tensor, 0.05, 0.0, 0.0) if fits else None,
         )
 
-    monkeypatch.setattr(Topology, "devices", lambda self, gpu_target: [object()] * 4)
-    monkeypatch.setattr(command, "measure", measure)
+    monkeypatch.setattr(command, "measure_apart", measure)
 
 
 def test_sweep_shows_the_best_and_writes_all_trials(plan, instant, tmp_path, capsys):

@@ -23,10 +23,11 @@ from xformer.configurables import load
 from xformer.files import write_atomic
 from xformer.plan import report
 from xformer.plan.advice import advice
-from xformer.plan.compilation import Plan, measure
+from xformer.plan.apart import measure_apart
+from xformer.plan.compilation import Plan
 from xformer.plan.page import plan_page, sweep_page
 from xformer.plan.sweep import Trial, ranking, sweep, trial_line
-from xformer.plan.topology import Topology, avoid_accelerators
+from xformer.plan.topology import Topology
 from xformer.training.config import Run
 
 
@@ -86,16 +87,19 @@ def run(args: argparse.Namespace) -> int:
     wanted = dataclasses.replace(
         loaded.run, mesh=dataclasses.replace(loaded.run.mesh, slices=slices)
     )
-    avoid_accelerators()
-    devices = topology.devices(args.gpu_target)
-    quick = args.quick or args.sweep
 
     def plan(candidate: Run) -> Plan:
-        return measure(candidate, topology, devices, length=args.length, quick=quick)
+        return measure_apart(
+            candidate,
+            topology,
+            gpu_target=args.gpu_target,
+            length=args.length,
+            quick=args.quick or args.sweep,
+        )
 
     name = f"{Path(args.gin_file).stem} on {topology.name}"
     if args.sweep:
-        trials = sweep(wanted, len(devices), plan, _tell)
+        trials = sweep(wanted, topology.device_count, plan, _tell)
         _write(args.json, lambda: _json_text([_trial_json(one) for one in trials]))
         _write(args.html, lambda: sweep_page(trials, name))
         return _show_trials(trials)
@@ -129,8 +133,8 @@ def _trial_json(trial: Trial) -> dict:
     return {"settings": trial.bindings, **report.as_json(trial.plan)}
 
 
-def _tell(trial: Trial) -> None:
-    print(trial_line(trial), file=sys.stderr, flush=True)
+def _tell(trial: Trial, number: int, most: int) -> None:
+    print(f"{number:2}/{most}  {trial_line(trial)}", file=sys.stderr, flush=True)
 
 
 def _json_text(described: object) -> str:

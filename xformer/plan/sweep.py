@@ -59,7 +59,10 @@ class Trial:
 
 
 def sweep(
-    run: Run, device_count: int, measure: Callable[[Run], Plan], tell: Callable[[Trial], None]
+    run: Run,
+    device_count: int,
+    measure: Callable[[Run], Plan],
+    tell: Callable[[Trial, int, int], None],
 ) -> list[Trial]:
     """Tries meshes, then batch sizes and remat policies on the best of them.
 
@@ -67,12 +70,14 @@ def sweep(
         run: The run.
         device_count: Devices of the topology.
         measure: Plans a run.
-        tell: Is told of each trial when it is done.
+        tell: Is told of each trial when it is done, its number and how many there will be at most.
 
     Returns:
         The trials, the best first.
     """
     tried: dict[Run, Trial] = {}
+    first = [dataclasses.replace(run, mesh=mesh) for mesh in meshes(run.mesh, device_count)]
+    most = len(first) + len(list(_steps(run)))
 
     def attempt(candidate: Run) -> None:
         if candidate in tried:
@@ -82,10 +87,10 @@ def sweep(
         except ValueError as error:
             trial = Trial(candidate, None, str(error))
         tried[candidate] = trial
-        tell(trial)
+        tell(trial, len(tried), most)
 
-    for mesh in meshes(run.mesh, device_count):
-        attempt(dataclasses.replace(run, mesh=mesh))
+    for candidate in first:
+        attempt(candidate)
     best = min(tried.values(), key=lambda trial: trial.rank).run
     for candidate in _steps(best):
         attempt(candidate)

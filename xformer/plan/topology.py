@@ -162,9 +162,29 @@ class Topology:
         return self.slices * math.prod(self.shape)
 
     @property
+    def device_count(self) -> int:
+        """Number of JAX devices in all slices."""
+        return self.chips * self.chip.devices
+
+    @property
     def hbm_bytes(self) -> float:
         """What a program may use of the memory of one device."""
         return self.chip.hbm_bytes / self.chip.devices
+
+    def check_compiler(self) -> None:
+        """Looks for the package that compiles for it.
+
+        Raises:
+            ModuleNotFoundError: if it is not installed; says how to install it.
+        """
+        needed = ("libtpu", "the package libtpu, though no TPU", "plan")
+        if not self.chip.is_tpu:
+            needed = ("jax_cuda12_plugin", "JAX's CUDA plugin, though no GPU", "cuda")
+        package, said, extra = needed
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(
+                f"compiling for {self.name} needs {said}: pip install 'xformer-jax[{extra}]'"
+            )
 
     def devices(self, gpu_target: str | None = None) -> list[Any]:
         """Devices that can be compiled for, and nothing else.
@@ -181,14 +201,10 @@ class Topology:
             OSError: if the file cannot be read.
             ValueError: if the compiler refuses the topology, or the description of a GPU.
         """
+        self.check_compiler()
         return self._gpus(gpu_target) if not self.chip.is_tpu else self._tpus()
 
     def _tpus(self) -> list[Any]:
-        if importlib.util.find_spec("libtpu") is None:
-            raise ModuleNotFoundError(
-                f"compiling for {self.name} needs the package libtpu, though no TPU: "
-                "pip install 'xformer-jax[plan]'"
-            )
         options: dict[str, Any] = dict(self.chip.options)
         if self.slices > 1:
             options["num_slices"] = self.slices
@@ -207,11 +223,6 @@ class Topology:
         return list(found.devices)
 
     def _gpus(self, gpu_target: str | None) -> list[Any]:
-        if importlib.util.find_spec("jax_cuda12_plugin") is None:
-            raise ModuleNotFoundError(
-                f"compiling for {self.name} needs JAX's CUDA plugin, though no GPU: "
-                "pip install 'xformer-jax[cuda]'"
-            )
         described = description(H100, (9, 0))
         if gpu_target is not None:
             described = Path(gpu_target).read_text(encoding="utf-8")

@@ -1,0 +1,45 @@
+"""Plans in a process of their own: what they are, and what becomes of one that crashes."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+from xformer.configurables import load
+from xformer.plan.apart import measure_apart
+from xformer.plan.topology import Topology
+
+QUICKSTART = Path(__file__).parents[2] / "configs" / "runs" / "quickstart.gin"
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: requirements/plan.txt"
+)
+
+
+class Crash(str):
+    """A name that ends the process that reads it."""
+
+    def __reduce__(self):
+        return os.abort, ()
+
+
+@needs_libtpu
+def test_a_plan_made_apart_is_the_one_made_here(plan_of):
+    bindings = ("Run.batch_size=2", "Run.execution=@Execution()", 'Execution.layers="scan"')
+    run = load(QUICKSTART, list(bindings)).run
+    apart = measure_apart(run, Topology.parse("v5e:1x1"), length=64, quick=True)
+    assert apart == plan_of(QUICKSTART, "v5e:1x1", *bindings, length=64)
+
+
+@needs_libtpu
+def test_what_is_refused_apart_is_refused_here():
+    run = load(QUICKSTART, ["MeshConfig.fsdp=3"]).run
+    with pytest.raises(ValueError, match="must multiply to the 4 devices"):
+        measure_apart(run, Topology.parse("v5e:2x2"), length=64, quick=True)
+
+
+@needs_libtpu
+def test_a_compiler_that_crashes_does_not_end_this_process():
+    run = load(QUICKSTART).run
+    with pytest.raises(ValueError, match="compiler for v5e crashed on this program .SIGABRT"):
+        measure_apart(run, Topology.parse("v5e:2x2"), gpu_target=Crash())
