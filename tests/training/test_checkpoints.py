@@ -1,5 +1,6 @@
 """Checkpoints: exact, verified, and never the reason that a run is lost."""
 
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -13,13 +14,14 @@ import numpy as np
 import pytest
 
 from xformer import partitioning
+from xformer.data.pipeline import open_batches
 from xformer.layers.execution import Execution
 from xformer.optim import SGD, Adafactor, AdamW
 from xformer.partitioning import MeshConfig
 from xformer.training.checkpoints import CheckpointError, CheckpointStore
 from xformer.training.fingerprint import tree_checksums
 from xformer.training.integrity import _hash
-from xformer.training.state import blueprint, create_state
+from xformer.training.state import blueprint, create_state, own_form
 
 
 # orbax abandons coroutines when reading fails; their complaints are about the damage made here.
@@ -112,6 +114,51 @@ def test_restore_onto_another_mesh_is_exact(folder, run, mesh):
     assert tree_checksums(restored.state) == saved[3]
     kernel = restored.state.params["model"]["layers"]["0"]["fc1"]["kernel"]
     assert kernel.sharding.mesh.shape == config.shape(8)
+
+
+CHAIN = [
+    (MeshConfig(fsdp=8), 8),
+    (MeshConfig(data=2, sequence=2, tensor=2), 8),
+    (MeshConfig(), 1),
+    (MeshConfig(data=2, fsdp=4, slices=2), 8),
+]
+
+
+def test_a_state_that_moves_from_mesh_to_mesh_stays_as_it_is_and_sees_the_same_batches(folder, run):
+    saved, seen, position, wanted = save_steps(folder, run, [3])[3], [], None, []
+    with contextlib.closing(open_rows(run)) as batches:
+        wanted = [batches_as_arrays(next(batches)) for _ in range(2 * len(CHAIN) + 2)]
+    for config, count in [*CHAIN, CHAIN[0]]:
+        plan = blueprint(run, partitioning.make_mesh(config, jax.devices()[:count]))
+        with CheckpointStore(folder, 5) as store:
+            restored = store.restore(run, plan)
+            assert restored.state.step.sharding.mesh.shape == config.shape(count)
+            assert tree_checksums(own_form(plan, restored.state)) == saved
+            shutil.rmtree(folder / str(restored.step))  # the next mesh reads what this one wrote
+            store._manager.reload()
+            store.save(3, own_form(plan, restored.state), run.execution.layers, {})
+        sharding = partitioning.batch_sharding(plan.mesh, run.rules)
+        with contextlib.closing(open_rows(run, *partitioning.batch_share(sharding))) as batches:
+            batches.restore(position or batches.state())
+            for _ in range(2):
+                seen.append(batches_as_arrays(partitioning.global_batch(next(batches), sharding)))
+            position = batches.state()
+    for one, other in zip(seen, wanted, strict=True):
+        assert jax.tree.all(jax.tree.map(np.array_equal, one, other))
+
+
+def open_rows(run, share=0, shares=1):
+    return open_batches(
+        run.train_data,
+        batch_size=run.batch_size,
+        seed=run.seed,
+        process_index=share,
+        process_count=shares,
+    )
+
+
+def batches_as_arrays(batch):
+    return {name: np.asarray(rows) for name, rows in batch.items()}
 
 
 @pytest.mark.parametrize("optimizer", [AdamW(1e-3), Adafactor(1e-3)])
