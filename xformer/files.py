@@ -9,6 +9,23 @@ from typing import Any
 MAX_JSON_VALUES = 1_250_000  # a tokenizer of 256,000 pieces has up to 1,050,000
 
 
+def check_mounted(path: str, key: str) -> None:
+    """Refuses the address of a bucket, which would be taken for a folder of that name.
+
+    Args:
+        path: What should be a path of a file system that is mounted here.
+        key: The setting that holds it.
+
+    Raises:
+        ValueError: if it begins like "gs://".
+    """
+    if "://" in path:
+        raise ValueError(
+            f"{key} must be a path, got {path!r}; mount the bucket (gcsfuse does it) and give its "
+            "path there"
+        )
+
+
 def read_limited(path: Path, limit: int) -> bytes:
     """Reads a file that must not be larger than expected.
 

@@ -104,6 +104,10 @@ def run(**fields):
             r"Run\.eval_batches must be None for a task",
         ),
         (
+            {"folder": "gs://bucket/run"},
+            r"Run\.folder must be a path, got 'gs://bucket/run'; mount",
+        ),
+        (
             {"sample_prompts": ("a",)},
             r"Run\.sample_prompts .* ConditionalGeneration, got SequenceClassification",
         ),

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import xformer
+from xformer.files import check_mounted
 
 # Command -> (module, one line of help)
 COMMANDS = {
@@ -132,6 +133,8 @@ def _parse(command: str, module: ModuleType, arguments: list[str]) -> argparse.N
         parser.error(f"--gin.{gin_bindings[0]}: this command takes no gin bindings")
     if gin_bindings:
         parsed.gin_bindings = gin_bindings
+    for name in ("run", "out"):
+        check_mounted(getattr(parsed, name, None) or "", name.upper())
     return parsed
 
 

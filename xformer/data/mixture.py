@@ -7,6 +7,7 @@ from fractions import Fraction
 
 from xformer.data.mixture_quotas import CorpusSize
 from xformer.data.text_files import check_workers
+from xformer.files import check_mounted
 
 MEASURES = ("characters", "rows")
 
@@ -162,6 +163,7 @@ class Mixture:
                 raise ValueError(
                     f"Mixture.sources must map names to folders, got {name!r}: {path!r}"
                 )
+            check_mounted(path, f"Mixture.sources[{name!r}]")
         if self.max_epochs is not None and self.max_epochs < 1:
             raise ValueError(
                 f"Mixture.max_epochs must be at least 1 or None, got {self.max_epochs}"

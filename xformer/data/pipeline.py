@@ -27,6 +27,7 @@ from xformer.data.text_files import PairData, TextData, check_workers
 from xformer.data.text_stream import TextStream
 from xformer.data.tokenizer import load_tokenizer
 from xformer.data.transform import RowTransform
+from xformer.files import check_mounted
 from xformer.layers.heads import Head
 from xformer.tokenization.base import PreTrainedTokenizerBase
 
@@ -49,6 +50,7 @@ class PreparedData:
         """Refuses values out of range."""
         if not self.path:
             raise ValueError("PreparedData.path must name a folder, got an empty string")
+        check_mounted(self.path, "PreparedData.path")
         check_workers(self.workers, "PreparedData.workers")
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from xformer.data.formats.base import SourceOptions
 from xformer.data.sentence_pairs import KINDS
+from xformer.files import check_mounted
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class TextFiles:
         name = type(self).__name__
         if not isinstance(self.files, tuple | list) or not self.files:
             raise ValueError(f"{name}.files must be a tuple of file names, got {self.files!r}")
+        for file in self.files:
+            check_mounted(file, f"{name}.files")
         if not self.tokenizer:
             raise ValueError(f"{name}.tokenizer must name a folder, got an empty string")
         if self.length < 2:

@@ -7,6 +7,7 @@ from typing import Any
 from xformer.data.mixture import Mixture
 from xformer.data.pipeline import PairData, PreparedData, TextData
 from xformer.data.tasks import TaskData
+from xformer.files import check_mounted
 from xformer.generation.sampling import Sampling
 from xformer.layers.execution import Execution
 from xformer.layers.heads import (
@@ -136,6 +137,7 @@ class Run:
             )
         if not self.folder:
             raise ValueError("Run.folder must name a folder")
+        check_mounted(self.folder, "Run.folder")
         if type(self.head) not in supported_heads(self.model):
             legal = [head.__name__ for head in supported_heads(self.model)]
             raise ValueError(

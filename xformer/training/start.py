@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from xformer import partitioning
 from xformer.data.manifest import hash_file
 from xformer.data.tokenizer import has_tokenizer, load_tokenizer
+from xformer.files import check_mounted
 from xformer.hub import HubOptions, Source, open_source
 from xformer.layers.heads import Head, SequenceClassification, TokenClassification
 from xformer.layers.position import RESIZINGS, resize_positions
@@ -69,6 +70,7 @@ class Pretrained:
         """
         if not self.path:
             raise ValueError("Pretrained.path must name a folder or a model on the hub, got ''")
+        check_mounted(self.path, "Pretrained.path")
         if self.resize_positions not in ("", *RESIZINGS):
             raise ValueError(
                 f"Pretrained.resize_positions must be '' or one of {RESIZINGS}, "

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 
 from xformer.data.packing import Batch
+from xformer.files import check_mounted
 from xformer.layers.heads import Head
 
 Outputs = Mapping[str, np.ndarray]
@@ -131,6 +132,8 @@ class TaskData(ABC):
         name = type(self).__name__
         if not isinstance(self.files, tuple | list) or not self.files:
             raise ValueError(f"{name}.files must be a tuple of file names, got {self.files!r}")
+        for file in self.files:
+            check_mounted(file, f"{name}.files")
         if not self.tokenizer:
             raise ValueError(f"{name}.tokenizer must name a folder, got an empty string")
         if self.length < 8:
