@@ -36,13 +36,31 @@ def read_run(args: argparse.Namespace) -> Any:
 
     Raises:
         FileNotFoundError: if it is no run folder.
-    """
+        ValueError: if this is one of several processes.
+    """  # noqa: DOC502
     from xformer.configurables import load
 
+    refuse_several()
     found = _configs(args.run)
     if not found:
         raise FileNotFoundError(f"{args.run} is no run folder: it has no config.gin")
     return dataclasses.replace(load(found[0], args.gin_bindings).run, folder=args.run)
+
+
+def refuse_several() -> None:
+    """Refuses to be one of several processes, each of which would do and write the same.
+
+    Raises:
+        ValueError: if the environment says so.
+    """
+    from xformer.distributed import is_cluster
+
+    if is_cluster():
+        raise ValueError(
+            "only `xformer train` runs in several processes, and this is one of them by the "
+            "environment (SLURM, Open MPI or a TPU slice of several hosts); start one process on "
+            "one host: `srun --ntasks=1`, a machine with GPUs, or a TPU slice of one host"
+        )
 
 
 def refuse_run_folder(path: str) -> None:
