@@ -26,15 +26,16 @@ def read():
 
 port, index, case = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 try:
-    with connected(Connection(f"127.0.0.1:{port}", 3, index, heartbeat_s=10)):
+    timeout_s = 3 if case == "late" else 60
+    with connected(Connection(f"127.0.0.1:{port}", 3, index, 10, timeout_s)):
         assert meet("numbers", index * 10) == [0, 10, 20]
         assert of_first("first", index) == 0
         assert process_index() == index
         if case == "late":
             if index == 2:
-                time.sleep(4)
+                time.sleep(8)
             else:
-                meet("the save", timeout_s=1)
+                meet("the save")
         elif case == "failing":
             if index == 1:
                 raise OSError("no such disk")
@@ -88,7 +89,7 @@ def test_a_late_process_is_named_in_time():
     begun = time.monotonic()
     first, second, _ = printed("late")
     for text in (first, second):
-        assert text.endswith("processes [2] have not come to 'the save' within 1 s")
+        assert text.endswith("processes [2] have not come to 'the save' within 3 s")
     assert time.monotonic() - begun < 60
 
 
@@ -136,6 +137,7 @@ def test_a_process_alone_meets_nobody():
             "--process_index must be in 0..1, got 2",
         ),
         ({"heartbeat_s": 0}, "--heartbeat_s must be at least 1, got 0"),
+        ({"timeout_s": 0}, "--timeout_s must be at least 1, got 0"),
     ],
 )
 def test_connections_that_mean_nothing_are_refused(fields, message):
@@ -176,3 +178,25 @@ def test_jobs_of_several_processes_are_recognised(monkeypatch, environment, expe
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert is_cluster() is expected
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["eval", "run"],
+        ["predict", "run", "rows.csv", "--out", "out"],
+        ["export", "run", "out"],
+        ["generate", "model", "The"],
+        ["embed", "model", "texts.txt", "--out", "out"],
+    ],
+)
+def test_what_runs_in_one_process_is_refused_in_several(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.gin").touch()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "xglm"}')
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    assert main(arguments) == 2
+    assert "only `xformer train` runs in several processes" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

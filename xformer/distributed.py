@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +19,13 @@ from typing import Any
 import jax
 from jax._src.distributed import global_state
 
-START_TIMEOUT_S = 300
-"""How long a process waits for the others at every point where all must meet."""
-
 _SHUTDOWN_TIMEOUT_S = 10
 _POLL_S = 0.05
 _FAILED = "xformer/failed"
 _meetings = itertools.count()
+_visits: Counter[str] = Counter()
+_timeout_s = 300.0
+_late = ""
 
 
 class PeerError(ValueError):
@@ -41,12 +42,15 @@ class Connection:
         process_index: Which of them this one is; -1 with no coordinator.
         heartbeat_s: Seconds without a sign of life after which a process counts as dead, and the
             others end.
+        timeout_s: Seconds that a process waits for the others at every point where all must meet:
+            at the start, around checkpoints, and at the end.
     """
 
     coordinator: str = ""
     process_count: int = 0
     process_index: int = -1
     heartbeat_s: int = 60
+    timeout_s: int = 300
 
     def __post_init__(self) -> None:
         """Checks the fields against each other.
@@ -54,8 +58,9 @@ class Connection:
         Raises:
             ValueError: naming the flag.
         """
-        if self.heartbeat_s < 1:
-            raise ValueError(f"--heartbeat_s must be at least 1, got {self.heartbeat_s}")
+        for key in ("heartbeat_s", "timeout_s"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"--{key} must be at least 1, got {getattr(self, key)}")
         if not self.coordinator:
             if self.process_count or self.process_index != -1:
                 raise ValueError("--process_count and --process_index need --coordinator HOST:PORT")
@@ -105,15 +110,19 @@ def connected(connection: Connection | None) -> Iterator[None]:
     Raises:
         PeerError: if the others cannot be reached, fail or are late.
     """
+    global _timeout_s
     if connection is None:
         yield
         return
+    _timeout_s = connection.timeout_s
+    # It would take SIGTERM for itself until `StopNotice` does.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             connection.coordinator or None,
             connection.process_count or None,
             connection.process_index if connection.coordinator else None,
-            initialization_timeout=START_TIMEOUT_S,
+            initialization_timeout=connection.timeout_s,
             heartbeat_timeout_seconds=connection.heartbeat_s,
             shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT_S,
             cluster_detection_method="deactivate" if connection.coordinator else None,
@@ -158,39 +167,77 @@ def is_first() -> bool:
     return process_index() == 0
 
 
-def meet(name: str, value: Any = None, timeout_s: float = START_TIMEOUT_S) -> list[Any]:
+def meet(name: str, value: Any = None) -> list[Any]:
     """Waits until all processes have come to this point; all must come to it in the same order.
 
     Args:
         name: What the point is called in messages.
         value: JSON that the others see.
-        timeout_s: Seconds to wait.
 
     Returns:
         The values of all processes, in their order.
 
     Raises:
-        PeerError: if another process has failed (with its message), or has not come in time
-            (naming it).
-    """
+        PeerError: if another process has failed (with its message), or has not come within
+            `Connection.timeout_s` (naming it).
+    """  # noqa: DOC502
     if process_count() == 1:
         return [value]
+    return _gather(f"xformer/meeting/{next(_meetings)} {name}", name, value)
+
+
+def wait_for_all(place: str, name: str) -> None:
+    """Waits until all processes have come to a place, in any thread.
+
+    Args:
+        place: Which one; all come there equally often, to several places in any order.
+        name: What it is called in messages.
+
+    Raises:
+        PeerError: as `meet`.
+    """  # noqa: DOC502
+    if process_count() > 1:
+        _visits[place] += 1
+        _gather(f"xformer/place/{place}/{_visits[place]}", name, None)
+
+
+def _gather(place: str, name: str, value: Any) -> list[Any]:
+    global _late
+    if _late:  # to wait again, on the way out, would double the time
+        raise PeerError(_late)
     client: Any = global_state.client
-    place = f"xformer/meeting/{next(_meetings)} {name}"
     client.key_value_set(f"{place}/{process_index()}", json.dumps(value))
     arrived = client.key_value_increment(f"{place} arrived", 1)
-    end = time.monotonic() + timeout_s
+    end = time.monotonic() + _timeout_s
     while arrived < process_count():
         if failure := get(_FAILED):
             raise PeerError(f"another process has failed: {failure}")
         if time.monotonic() > end:
-            there = {int(key.rpartition("/")[2]) for key, _ in client.key_value_dir_get(place)}
+            there = {
+                int(key.rpartition("/")[2]) for key, _ in client.key_value_dir_get(f"{place}/")
+            }
             late = sorted(set(range(process_count())) - there)
-            raise PeerError(f"processes {late} have not come to {name!r} within {timeout_s:g} s")
+            if not late:  # one stopped between the two calls above
+                break
+            _late = f"processes {late} have not come to {name!r} within {_timeout_s:g} s"
+            raise PeerError(_late)
         time.sleep(_POLL_S)
         arrived = int(get(f"{place} arrived") or 0)
-    found = {int(k.rpartition("/")[2]): v for k, v in client.key_value_dir_get(place + "/")}
+    found = {int(k.rpartition("/")[2]): v for k, v in client.key_value_dir_get(f"{place}/")}
     return [json.loads(found[index]) for index in range(process_count())]
+
+
+def late_at_barrier(error: Exception) -> list[int]:
+    """Which processes a barrier of the coordination service has waited for in vain.
+
+    Args:
+        error: What it raised.
+
+    Returns:
+        Their numbers; none if that was not the error.
+    """
+    _, _, named = str(error).partition("timed out task names:\n")
+    return [int(line) for line in itertools.takewhile(str.isdecimal, named.splitlines())]
 
 
 def of_first(name: str, value: Any) -> Any:

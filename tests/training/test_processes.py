@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,11 +133,14 @@ def shared(run_file, start):
     return folder, outputs(start(file, 2), 0)
 
 
-def test_two_processes_train_like_one(run_file, start, shared):
+def test_two_and_four_processes_train_like_one(run_file, start, shared):
     file, whole = run_file()
     outputs(start(file, 1), 0)
     folder, (first, second) = shared
     assert_same_losses(folder, whole)
+    file, folder_of_four = run_file()
+    outputs(start(file, 4), 0)
+    assert_same_losses(folder_of_four, whole)
     assert f"finished at step {STEPS}" in first
     assert "at step" not in second
     assert (folder / "report.html").exists()
@@ -154,6 +158,39 @@ def test_a_killed_process_ends_the_others_and_two_go_on_bit_for_bit(run_file, st
         assert processes[1 - killed].returncode not in (0, EXIT_PREEMPTED), output[-3000:]
         assert time.monotonic() < end
     assert newest_step(folder) < STEPS, "the kills came too late to mean anything"
+    outputs(start(file, 2), 0)
+    assert losses(folder) == losses(shared[0])
+
+
+def test_killed_runs_go_on_with_other_numbers_of_processes(run_file, start, shared):
+    file, folder = run_file()
+    for count in (2, 4, 2):
+        before, processes = newest_step(folder), start(file, count)
+        wait_until(lambda: newest_step(folder) > before, processes)  # noqa: B023
+        processes[1].kill()
+        for process in processes:
+            output, _ = process.communicate(timeout=120)
+            assert process.returncode not in (0, EXIT_PREEMPTED), output[-3000:]
+    assert newest_step(folder) < STEPS, "the kills came too late to mean anything"
+    outputs(start(file, 1), 0)
+    assert_same_losses(folder, shared[0])
+
+
+def catches_sigterm(process):
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16)
+    return caught >> (signal.SIGTERM - 1) & 1
+
+
+def test_a_signal_before_the_first_step_ends_all_alike(run_file, start, shared):
+    file, folder = run_file()
+    processes = start(file, 2)
+    wait_until(lambda: catches_sigterm(processes[1]), processes)
+    assert not folder.exists()
+    processes[1].send_signal(signal.SIGTERM)
+    first, _ = outputs(processes, EXIT_PREEMPTED)
+    assert "SIGTERM at process 1" in first
+    assert complete_steps(folder / "checkpoints") == [0] and not losses(folder)
     outputs(start(file, 2), 0)
     assert losses(folder) == losses(shared[0])
 

@@ -22,6 +22,7 @@ from xformer.cli.main import add_gin_arguments
 
 if TYPE_CHECKING:
     from xformer.distributed import Connection
+    from xformer.training.signals import StopNotice
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="after so long without a sign of life a process counts as dead and the others end "
         "(default 60)",
+    )
+    group.add_argument(
+        "--timeout_s",
+        type=int,
+        default=300,
+        metavar="SECONDS",
+        help="how long a process waits for the others where all must meet, such as at the start "
+        "and around checkpoints (default 300)",
     )
 
 
@@ -69,12 +78,14 @@ def connection(args: argparse.Namespace) -> "Connection | None":
         )
     if given == (None, None, None):
         alone = not (args.distributed or is_cluster())
-        return None if alone else Connection(heartbeat_s=args.heartbeat_s)
+        waits = {"heartbeat_s": args.heartbeat_s, "timeout_s": args.timeout_s}
+        return None if alone else Connection(**waits)
     return Connection(
         args.coordinator or "",
         args.process_count or 0,
         -1 if args.process_index is None else args.process_index,
         args.heartbeat_s,
+        args.timeout_s,
     )
 
 
@@ -85,12 +96,13 @@ def run(args: argparse.Namespace) -> int:
         0 if the run is finished, 75 if it was preempted and has saved its state.
     """
     from xformer.distributed import connected
+    from xformer.training.signals import StopNotice
 
-    with connected(connection(args)):
-        return _train(args)
+    with connected(connection(args)), StopNotice() as notice:
+        return _train(args, notice)
 
 
-def _train(args: argparse.Namespace) -> int:
+def _train(args: argparse.Namespace, notice: "StopNotice") -> int:
     from xformer.configurables import load
     from xformer.distributed import is_first
     from xformer.training.loop import train
@@ -98,7 +110,7 @@ def _train(args: argparse.Namespace) -> int:
 
     loaded = load(args.gin_file, args.gin_bindings)
     texts = {"config.gin": loaded.config_text, "operative.gin": loaded.operative_text}
-    outcome = train(loaded.run, texts, plain=True if args.plain else None)
+    outcome = train(loaded.run, texts, plain=True if args.plain else None, notice=notice)
     folder = loaded.run.folder
     if outcome.status == "preempted":
         if is_first():

@@ -133,6 +133,7 @@ class CheckpointStore:
             CheckpointError: if an earlier write failed or this one was not accepted.
         """
         self.check()
+        distributed.meet(f"save step {step}")
         self._empty_trash()
         args = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state),
@@ -346,7 +347,13 @@ class CheckpointStore:
         """Within it, an error of a write says what it means and which key to change."""
         try:
             yield
+        except distributed.PeerError:
+            raise
         except Exception as error:
+            if late := distributed.late_at_barrier(error):
+                raise distributed.PeerError(
+                    f"processes {late} have not come to where a checkpoint is handed over"
+                ) from error
             raise CheckpointError(
                 f"a checkpoint could not be written to {self._folder} ({brief(error)}); earlier "
                 "ones are untouched. Free space or change Run.folder, then start again"
@@ -362,8 +369,13 @@ def _manager(folder: Path, keep: int | None, processes: set[int]) -> ocp.Checkpo
             preservation_policy=preservation_policy.LatestN(keep),
             todelete_subdir=_TRASH,
             create=False,
-            # Made in the background, a folder that cannot be made is noticed only by a timeout.
-            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+            async_options=ocp.AsyncOptions(
+                # Made in the background, a folder that cannot be made is noticed only by a timeout.
+                create_directories_asynchronously=False,
+                barrier_sync_fn=lambda *, key, timeout_ms: distributed.wait_for_all(
+                    key, "complete a checkpoint"
+                ),
+            ),
             # Named, they meet through the coordination service, whose waits end.
             multiprocessing_options=MultiprocessingOptions(
                 primary_host=min(processes), active_processes=processes

@@ -27,7 +27,7 @@ from xformer.training.checkpoints import (
 from xformer.training.config import Run, describe
 from xformer.training.evaluation import Scorer, unigram_baseline
 from xformer.training.folder import FAILED, FINISHED, PREEMPTED, RUNNING, RunFolder
-from xformer.training.provenance import package_versions, provenance
+from xformer.training.provenance import commit, package_versions, provenance
 from xformer.training.report import REPORT, write_report
 from xformer.training.runlog import METRICS, RunLog, SilentLog, read_metrics
 from xformer.training.samples import continue_prompts
@@ -81,13 +81,20 @@ class Progress:
     skipped_in_a_row: int = 0
 
 
-def train(run: Run, texts: dict[str, str] | None = None, *, plain: bool | None = None) -> Outcome:
+def train(
+    run: Run,
+    texts: dict[str, str] | None = None,
+    *,
+    plain: bool | None = None,
+    notice: StopNotice | None = None,
+) -> Outcome:
     """Trains, from the start or from where an earlier call was interrupted.
 
     Args:
         run: The run.
         texts: Files to write into the run folder, by name (the resolved config).
         plain: Whether progress is plain lines instead of a bar; None decides by the terminal.
+        notice: What has been listening for signals; None begins to listen here.
 
     Returns:
         How it ended. A preempted run has saved its state: call again to go on.
@@ -99,7 +106,8 @@ def train(run: Run, texts: dict[str, str] | None = None, *, plain: bool | None =
         OSError: files that cannot be read or written.
     """
     # Before the devices are known, which takes all processes.
-    check_processes("settings", {"packages": package_versions(), "Run": describe(run)})
+    settings = {"packages": package_versions(), "commit": commit(), "Run": describe(run)}
+    check_processes("settings", settings)
     plan = blueprint(run, partitioning.make_mesh(run.mesh))
     tokenizer = read_tokenizer(run.train_data)
     _check_tokenizers(run, tokenizer)
@@ -117,7 +125,7 @@ def train(run: Run, texts: dict[str, str] | None = None, *, plain: bool | None =
             if distributed.is_first() and not (folder.path / REPORT).exists():
                 write_report(folder.path)  # killed between its end and the report
             return Outcome(FINISHED, status["step"], already_finished=True)
-        notice = stack.enter_context(StopNotice())
+        notice = notice or stack.enter_context(StopNotice())
         batches = stack.enter_context(
             contextlib.closing(_open_training_batches(run, plan, tokenizer))
         )
@@ -258,6 +266,7 @@ class _Trainer:
         train_step = compile_train_step(run, self.plan)
         key = purpose_key(run.seed, DROPOUT)
         sharding = partitioning.batch_sharding(self.plan.mesh, run.rules)
+        self.notice.raise_if_any("the first step")
         self._validate()
         while self.step < run.steps:
             self.notice.raise_if_received()

@@ -43,7 +43,7 @@ def provenance(seed: int, source: dict[str, Any]) -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "packages": package_versions(),
-        "commit": _commit(),
+        "commit": commit(),
         "backend": jax.default_backend(),
         "devices": [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()],
         "process_count": jax.process_count(),
@@ -66,7 +66,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of the source tree, marked if it has changes; None outside a repository."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():

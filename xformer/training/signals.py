@@ -69,6 +69,22 @@ class StopNotice:
         elif self.received:
             raise PreemptedError(self.received)
 
+    def raise_if_any(self, before: str) -> None:
+        """Ends what is about to begin.
+
+        Args:
+            before: What that is, for messages.
+
+        Raises:
+            PreemptedError: if a signal has arrived by now, at this process or another one.
+            PeerError: as `distributed.meet`, at which all processes wait for one another here.
+        """  # noqa: DOC502
+        received = distributed.meet(before, self.received)
+        for index, what in enumerate(received):
+            if what:
+                self.received = f"{what} at process {index}" if len(received) > 1 else what
+                raise PreemptedError(self.received)
+
     def _raise_if_agreed(self) -> None:
         if self.received:
             place = f"{self._calls + _AHEAD} {self.received}"

@@ -1,0 +1,109 @@
+"""A process that stops at a checkpoint: the other one ends in time and says which it was."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+TIMEOUT_S = 5
+
+PROGRAM = """
+import os, signal, sys
+from pathlib import Path
+
+from orbax.checkpoint._src.multihost import multihost
+
+from xformer import distributed, partitioning
+from xformer.configurables import load
+from xformer.distributed import Connection, connected
+from xformer.training.checkpoints import CheckpointStore
+from xformer.training.state import blueprint, create_state
+
+port, index, run_file, case, timeout_s = sys.argv[1:]
+
+def stop(*args):
+    if case != "commit" or "complete" in args[0]:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    wait(*args)
+
+place = {
+    "save": (CheckpointStore, "check"),
+    "hand over": (CheckpointStore, "_empty_trash"),
+    "commit": (distributed, "wait_for_all"),
+    "read": (CheckpointStore, "_read_arrays"),
+}[case]
+wait = distributed.wait_for_all
+connection = Connection(f"127.0.0.1:{port}", 2, int(index), heartbeat_s=100, timeout_s=60)
+try:
+    with connected(connection):
+        run = load(run_file, []).run
+        plan = blueprint(run, partitioning.make_mesh(run.mesh))
+        state = create_state(plan, run.seed)
+        folder = Path(run.folder)
+        with CheckpointStore(folder, 2) as store:
+            if case == "read":
+                store.save(0, state, run.execution.layers, {})
+                store.wait()
+            distributed.meet("go")
+            distributed._timeout_s = int(timeout_s)
+            if index == "1":
+                setattr(*place, stop)
+            multihost._DEFAULT_BARRIER_TIMEOUT = int(timeout_s)
+            if case == "read":
+                store.restore(run, plan)
+            else:
+                store.save(0, state, run.execution.layers, {})
+except ValueError as error:
+    print(f"{type(error).__name__}: {error}", flush=True)
+    sys.exit(2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("save", f"'save step 0' within {TIMEOUT_S} s"),
+        ("hand over", "where a checkpoint is handed over"),
+        ("commit", f"'complete a checkpoint' within {TIMEOUT_S} s"),
+        ("read", f"'read the arrays of step 0' within {TIMEOUT_S} s"),
+    ],
+)
+def test_a_process_that_stops_at_a_checkpoint_is_named(
+    write_run_file, compilation_cache, tmp_path, case, message
+):
+    run_file = tmp_path / "run.gin"
+    write_run_file(run_file, tmp_path / "run", "Run.steps = 1", "XGLMConfig.d_model = 16")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_COMPILATION_CACHE_DIR": compilation_cache,
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(port), str(index), run_file, case, str(TIMEOUT_S)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    first, second = processes
+    try:
+        _, status = os.waitpid(second.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status), first.communicate()[0]
+        stopped = time.monotonic()
+        output, _ = first.communicate(timeout=120)
+        assert time.monotonic() - stopped < 60
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert f"PeerError: processes [1] have not come to {message}\n" in output
+    assert first.returncode != 0
