@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from xformer.cli.run_folder import refuse_run_folder
+from xformer.cli.run_folder import refuse_run_folder, refuse_several
 from xformer.files import write_atomic
 
 
@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.rows < 1:
         raise ValueError(f"--rows must be at least 1, got {args.rows}")
+    refuse_several()
     refuse_run_folder(args.model)
     files = _read(args.files)
     out = Path(args.out)

@@ -24,7 +24,7 @@ from typing import Any
 
 from xformer.cli.generation_settings import add_setting_arguments, chosen_settings, token_limits
 from xformer.cli.out_file import GrowingFile, check_writable
-from xformer.cli.run_folder import add_run_argument, read_run
+from xformer.cli.run_folder import add_run_argument, read_run, refuse_several
 
 BATCH_SIZE = 16
 
@@ -157,6 +157,7 @@ def _open(args: argparse.Namespace) -> _Model:
 
         check_head(config)
         return _Model(config.model, GenerationConfig(), functools.partial(_run_writer, config))
+    refuse_several()
     if args.gin_bindings:
         raise ValueError(f"{folder} is a model folder: --gin.{args.gin_bindings[0]} has no effect")
     from xformer.pretrained.auto import AutoConfig
