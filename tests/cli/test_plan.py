@@ -108,6 +108,7 @@ def instant(monkeypatch):
             memory=Memory(12000, 12000, 12000, 10**6, 10**6) if fits else None,
             required=None if fits else 1e12,
             collectives=(),
+            least=(),
             bounds=Bounds(0.1 * run.mesh.tensor, 0.05, 0.0, 0.0) if fits else None,
         )
 

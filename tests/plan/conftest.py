@@ -6,7 +6,9 @@ import math
 import pytest
 
 from xformer.configurables import load
-from xformer.plan.compilation import measure
+from xformer.layers.execution import Execution
+from xformer.plan.compilation import Bounds, Memory, Plan, measure
+from xformer.plan.hlo import Collective
 from xformer.plan.topology import Topology
 
 
@@ -30,3 +32,25 @@ def plan_of():
 def within():
     """Compares numbers within a share of the second."""
     return lambda found, wanted, share: math.isclose(found, wanted, rel_tol=share)
+
+
+@pytest.fixture
+def invented():
+    """A plan of nothing."""
+    return Plan(
+        topology=Topology.parse("v5e:2x2"),
+        mesh={"data": 1, "fsdp": 2, "sequence": 1, "tensor": 2},
+        execution=Execution(remat="full"),
+        batch_size=8,
+        accumulation_steps=1,
+        rows={"input_ids": (64,)},
+        parameters=1000,
+        state_bytes=3 * 2**30,
+        flops=10**12,
+        recomputed=0,
+        memory=Memory(2**32, 2**32, 2**32, 2**33, 2**33),
+        required=None,
+        collectives=(Collective("all-gather", "fsdp", 2, 4 * 10**9, 7),),
+        least=(Collective("all-gather", "fsdp", 2, 2 * 10**9),),
+        bounds=Bounds(0.1, 0.05, 0.02, 0.0),
+    )

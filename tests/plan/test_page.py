@@ -9,33 +9,20 @@ from pathlib import Path
 import pytest
 
 from xformer.configurables import load
-from xformer.layers.execution import Execution
 from xformer.plan import report
-from xformer.plan.compilation import Bounds, Memory, Plan
-from xformer.plan.hlo import Collective
 from xformer.plan.page import plan_page, sweep_page
 from xformer.plan.sweep import Trial
-from xformer.plan.topology import Topology
 from xformer.training import figures
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "runs" / "quickstart.gin"
-PLAN = Plan(
-    topology=Topology.parse("v5e:2x2"),
-    mesh={"data": 1, "fsdp": 2, "sequence": 1, "tensor": 2},
-    execution=Execution(remat="full"),
-    batch_size=8,
-    accumulation_steps=1,
-    rows={"input_ids": (64,)},
-    parameters=1000,
-    state_bytes=3 * 2**30,
-    flops=10**12,
-    recomputed=0,
-    memory=Memory(2**32, 2**32, 2**32, 2**33, 2**33),
-    required=None,
-    collectives=(Collective("all-gather", "fsdp", 2, 4 * 10**9, 7),),
-    bounds=Bounds(0.1, 0.05, 0.02, 0.0),
-)
-LARGE = dataclasses.replace(PLAN, memory=None, required=math.inf, collectives=(), bounds=None)
+
+
+@pytest.fixture
+def large(invented):
+    """A plan that does not fit."""
+    return dataclasses.replace(
+        invented, memory=None, required=math.inf, collectives=(), least=(), bounds=None
+    )
 
 
 class Page(HTMLParser):
@@ -68,40 +55,40 @@ def read(text):
     return page
 
 
-def test_the_page_of_a_plan_has_its_pictures_and_figures():
-    text = plan_page(PLAN, "a run on v5e:2x2")
+def test_the_page_of_a_plan_has_its_pictures_and_figures(invented):
+    text = plan_page(invented, "a run on v5e:2x2")
     said = read(text).said
     titles = ["Memory of a device", "A step takes at least the longest of these"]
     assert [one for one in said if one in titles] == titles
     assert {"fits", "0.1 s (compute)", "12.00 of 15.75 GiB", "temporary 8", "state 3"} <= set(said)
-    assert {"compute", "memory", "links", "50 ms", "7 times"} <= set(said)
+    assert {"compute", "memory", "links", "50 ms", "7 times, 2.0 of the least"} <= set(said)
     assert "network" not in said  # nothing crosses it
-    assert "\n".join(report.lines(PLAN)) in said
+    assert "\n".join(report.lines(invented)) in said
     assert "var(--first)" in text and text.count("<svg") == 3
 
 
-def test_the_page_of_what_does_not_fit_says_what_to_change():
-    said = read(plan_page(LARGE, "a run", ["take more chips"])).said
+def test_the_page_of_what_does_not_fit_says_what_to_change(large):
+    said = read(plan_page(large, "a run", ["take more chips"])).said
     assert {"does not fit", "To make it fit", "take more chips"} <= set(said)
     assert "What it needs" not in said
 
 
-def test_names_are_escaped():
-    text = plan_page(PLAN, "<script>alert(1)</script>")
+def test_names_are_escaped(invented):
+    text = plan_page(invented, "<script>alert(1)</script>")
     assert "<script" not in text and "&lt;script&gt;" in text
 
 
-def test_the_page_of_a_sweep_has_all_trials_and_the_speeds_of_those_that_fit():
+def test_the_page_of_a_sweep_has_all_trials_and_the_speeds_of_those_that_fit(invented, large):
     run = load(QUICKSTART).run
-    trials = [Trial(run, PLAN), Trial(run, LARGE), Trial(run, None, "heads <2>")]
+    trials = [Trial(run, invented), Trial(run, large), Trial(run, None, "heads <2>")]
     said = read(sweep_page(trials, "a sweep")).said
     assert {"1 of 3 fit", "12.00 GiB", "too much", "refused", "heads <2>"} <= set(said)
     assert trials[0].bindings in said
     assert said.count("compute") == 2  # in the table, and at the end of its bar
 
 
-def test_the_page_of_a_sweep_of_which_nothing_fits_has_no_pictures():
-    text = sweep_page([Trial(load(QUICKSTART).run, LARGE)], "a sweep")
+def test_the_page_of_a_sweep_of_which_nothing_fits_has_no_pictures(large):
+    text = sweep_page([Trial(load(QUICKSTART).run, large)], "a sweep")
     assert "nothing fits" in read(text).said and "<svg" not in text
 
 

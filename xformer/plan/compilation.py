@@ -12,6 +12,7 @@ from xformer.layers.execution import Execution
 from xformer.partitioning import make_mesh
 from xformer.plan.flops import matrix_flops
 from xformer.plan.hlo import BETWEEN_SLICES, Collective, collectives
+from xformer.plan.least import least
 from xformer.plan.shapes import batch_shapes
 from xformer.plan.topology import Topology
 from xformer.training.config import Run
@@ -102,6 +103,7 @@ class Plan:
         memory: Bytes on one device; None if the program does not fit.
         required: Bytes on one device that the compiler could not find; None if it fits.
         collectives: What devices say to one another; what one device does in a step.
+        least: What they cannot do without, split as they are; see `xformer.plan.least`.
         bounds: The least time of a step; None if the program does not fit.
     """
 
@@ -118,6 +120,7 @@ class Plan:
     memory: Memory | None
     required: float | None
     collectives: tuple[Collective, ...]
+    least: tuple[Collective, ...]
     bounds: Bounds | None
 
     @property
@@ -202,6 +205,7 @@ def measure(
         memory=memory,
         required=required,
         collectives=found,
+        least=least(run, design, batch),
         bounds=_bounds(topology, flops, memory, found) if memory else None,
     )
 

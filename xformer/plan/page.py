@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from xformer.plan import report
 from xformer.plan.compilation import Plan
+from xformer.plan.hlo import Collective
 from xformer.plan.sweep import COLUMNS, Trial, cells
 from xformer.training import page
 
@@ -97,7 +98,7 @@ def _pictures(plan: Plan) -> list[tuple[str, str]]:
         if seconds
     }
     sent = {
-        f"{one.kind}\n{one.axes} ({one.group})": (one.wire_bytes / 1e9, f"{one.count:,} times")
+        f"{one.kind}\n{one.axes} ({one.group})": (one.wire_bytes / 1e9, _beside_least(one, plan))
         for one in plan.collectives[:_MOST_BARS]
     }
     drawn = {
@@ -111,6 +112,12 @@ def _pictures(plan: Plan) -> list[tuple[str, str]]:
         (title, figures.as_svg(draw, page.text(title), tall.get(title, 2.4)))
         for title, draw in drawn.items()
     ]
+
+
+def _beside_least(one: Collective, plan: Plan) -> str:
+    least = [other for other in plan.least if (other.kind, other.axes) == (one.kind, one.axes)]
+    beside = f", {one.wire_bytes / least[0].wire_bytes:.1f} of the least" if least else ""
+    return f"{one.count:,} times{beside}"
 
 
 def _speeds(fitting: Sequence[Trial]) -> list[tuple[str, str]]:

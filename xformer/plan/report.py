@@ -61,8 +61,9 @@ def as_json(plan: Plan) -> dict[str, Any]:
         described["memory"]["needed"] = plan.memory.needed
     if plan.bounds is not None:
         described["bounds"]["step"] = plan.bounds.step
-    for one, collective in zip(described["collectives"], plan.collectives, strict=True):
-        one["wire_bytes"] = collective.wire_bytes
+    for key, kinds in (("collectives", plan.collectives), ("least", plan.least)):
+        for one, collective in zip(described[key], kinds, strict=True):
+            one["wire_bytes"] = collective.wire_bytes
     return described
 
 
@@ -136,20 +137,27 @@ def _bound_lines(bounds: Bounds, kinds: dict[str, str]) -> list[str]:
 
 
 def _collective_lines(plan: Plan) -> list[str]:
-    head = ("collectives", "axes", "devices", "times", "array bytes", "bytes sent")
-    rows = [
-        (
-            f"  {one.kind}",
-            one.axes,
-            str(one.group),
-            f"{one.count:,}",
-            f"{one.array_bytes:,}",
-            f"{one.wire_bytes:,.0f}",
+    head = ("collectives", "axes", "devices", "times", "array bytes", "bytes sent", "least")
+    least = {(one.kind, one.axes): one for one in plan.least}
+    rows = []
+    for one in plan.collectives:
+        needed = least.pop((one.kind, one.axes), None)
+        rows.append(
+            (
+                f"  {one.kind}",
+                one.axes,
+                str(one.group),
+                f"{one.count:,}",
+                f"{one.array_bytes:,}",
+                f"{one.wire_bytes:,.0f}",
+                f"{needed.wire_bytes:,.0f}" if needed else "",
+            )
         )
-        for one in plan.collectives
-    ]
-    total = sum(one.wire_bytes for one in plan.collectives)
-    return table([head, *rows, ("  together", "", "", "", "", f"{total:,.0f}")])
+    for one in least.values():  # done in another way
+        shown = (f"  {one.kind}", one.axes, str(one.group), "0", "0", "0")
+        rows.append((*shown, f"{one.wire_bytes:,.0f}"))
+    sums = [sum(one.wire_bytes for one in kinds) for kinds in (plan.collectives, plan.least)]
+    return table([head, *rows, ("  together", "", "", "", "", *(f"{one:,.0f}" for one in sums))])
 
 
 def _gib(size: int | float) -> str:
