@@ -195,6 +195,18 @@ def test_early_stopping_of_the_folder_holds_for_beams(causal, output, with_setti
 
 
 @pytest.mark.parametrize(
+    "content, room",
+    [('{"max_length": 20}', 20), ('{"max_length": null}', 64), ('{"top_k": 5}', 64)],
+)
+def test_the_default_length_holds_where_the_folder_says_it(causal, output, tmp_path, content, room):
+    folder = shutil.copytree(causal, tmp_path / "folder")
+    (folder / "generation_config.json").write_text(content)
+    prompt = len(XGLMTokenizer.from_pretrained(folder).encode("The")) if room == 20 else 0
+    expected = output(causal, "The", "--json", "--max-new-tokens", room - prompt)
+    assert output(folder, "The", "--json") == expected
+
+
+@pytest.mark.parametrize(
     "arguments, message",
     [
         (["--file", "x.txt"], "give PROMPTs or --file, not both"),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 
+import numpy as np
 import pytest
 
 from xformer.generation.config import FILE_NAME, GenerationConfig
@@ -126,7 +127,8 @@ def test_every_setting_becomes_something():
         ({"max_new_tokens": 0}, ValueError, "max_new_tokens must be from 1"),
         ({"min_length": -1}, ValueError, "min_length must be from 0"),
         ({"early_stopping": "soon"}, ValueError, "early_stopping must be True, False or 'never'"),
-        ({"do_sample": True, "temperature": 0.0}, ValueError, "temperature must be positive"),
+        ({"do_sample": True, "temperature": 0.0}, ValueError, "temperature must be at least 1e-30"),
+        ({"do_sample": True, "temperature": 1e-42}, ValueError, "temperature .* got 1e-42; set do"),
         ({"suppress_tokens": [3, 20]}, ValueError, "suppress_tokens must hold .*=20, got 3 to 20"),
         ({"eos_token_id": -1}, ValueError, "eos_token_id must hold token ids below"),
         ({"do_sample": True, "num_beams": 2}, ValueError, "do_sample=True needs num_beams=1"),
@@ -136,6 +138,21 @@ def test_every_setting_becomes_something():
 def test_bad_settings_are_refused(untyped, settings, error, message):
     with pytest.raises(error, match=message):
         GenerationConfig().changed(settings).decoding(MODEL)
+
+
+def test_numbers_of_numpy_are_those_of_python(untyped):
+    given = {"max_length": np.int64(9), "do_sample": np.True_, "temperature": np.float32(0.5)}
+    given |= {"eos_token_id": [np.int32(1), 2], "bad_words_ids": [(np.int64(3), 4)]}
+    settings = GenerationConfig().changed(given)
+    assert json.loads(settings.to_json_string()) == {
+        "max_length": 9,
+        "do_sample": True,
+        "temperature": 0.5,
+        "eos_token_id": [1, 2],
+        "bad_words_ids": [[3, 4]],
+    }
+    with pytest.raises(TypeError, match="GenerationConfig.num_beams must be int, got float 2.0"):
+        GenerationConfig(num_beams=np.float64(2.0))
 
 
 def test_settings_that_ask_for_nothing_are_taken():

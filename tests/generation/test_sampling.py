@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xformer.generation.sampling import Sampling, allowed_logits, next_token
+from xformer.generation.sampling import LEAST_TEMPERATURE, Sampling, allowed_logits, next_token
 
 PROBABILITIES = np.array([0.10, 0.40, 0.05, 0.25, 0.20])
 LOGITS = jnp.asarray(np.log(PROBABILITIES), jnp.float32) + 3.0
@@ -104,11 +104,18 @@ def test_every_row_has_its_own_limit(sampling):
         assert allowed.tolist() == [[True, False, False], [False, False, True]]
 
 
+def test_the_least_temperature_draws_the_most_likely_token():
+    logits = jnp.array([[-1e7, 1e7, 1e7 - 2], [0.5, 0.25, -jnp.inf]])
+    drawn = next_token(logits, jax.random.key(0), Sampling(LEAST_TEMPERATURE))
+    assert drawn.tolist() == [1, 0]
+
+
 @pytest.mark.parametrize(
     "fields, message",
     [
         ({"temperature": -0.5}, "temperature must not be negative, got -0.5"),
         ({"temperature": float("nan")}, "temperature must not be negative, got nan"),
+        ({"temperature": 1e-42}, "temperature must be 0, or at least 1e-30, got 1e-42"),
         ({"temperature": 1.0, "top_k": -1}, "top_k must not be negative, got -1"),
         ({"temperature": 1.0, "top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
         ({"temperature": 1.0, "top_p": 1.1}, r"top_p must be in \(0, 1\], got 1.1"),

@@ -70,7 +70,7 @@ def test_sampling_follows_its_key(model):
     greedy = model.generate(IDS, eos_token_id=0).sequences
     np.testing.assert_array_equal(draw(1, top_k=1), greedy)
     np.testing.assert_array_equal(draw(1, temperature=1e-4), greedy)
-    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+    with pytest.raises(ValueError, match="temperature must be at least 1e-30, got 0"):
         draw(1, temperature=0.0)
 
 
@@ -234,6 +234,15 @@ def test_decoder_prompts_that_do_not_fit_their_sources_are_refused():
     model = xformer.FlaxUMT5ForConditionalGeneration(xformer.UMT5Config(vocab_size=19, **sizes))
     with pytest.raises(ValueError, match="decoder_input_ids must have 2 rows, one for each of"):
         model.generate(IDS, decoder_input_ids=np.zeros((1, 1), int))
+    programs = [
+        compilations(
+            lambda most=most, width=width: model.generate(
+                IDS, decoder_input_ids=np.full((2, width), 7), max_new_tokens=most
+            )
+        )
+        for most, width in [(5, 2), (4, 9), (4, 30)]
+    ]
+    assert [any("_search" in name for name in one) for one in programs] == [True, False, False]
     of_none = model.generate(IDS, decoder_input_ids=np.zeros((2, 0), int)).sequences
     np.testing.assert_array_equal(of_none, model.generate(IDS).sequences)
 

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from xformer.cli.run_folder import refuse_run_folder, refuse_several
+from xformer.cli.text_lines import STANDARD_INPUT, read_lines
 from xformer.files import write_atomic
 
 
@@ -112,14 +113,12 @@ def _read(files: Sequence[str]) -> dict[str, list[str]]:
     """The texts of each file, by the name that its parts get."""
     texts: dict[str, list[str]] = {}
     for file in files:
-        name = "stdin" if file == "-" else Path(file).stem
+        name = "stdin" if file == STANDARD_INPUT else Path(file).stem
         if name in texts:
             raise ValueError(f"two files are called {name}; their parts would have one name")
-        content = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-        if not content:
+        texts[name] = read_lines(file)
+        if not texts[name]:
             raise ValueError(f"{file} holds no text")
-        lines = content.removesuffix("\n").split("\n")  # and nothing else that ends lines
-        texts[name] = [line.removesuffix("\r") for line in lines]
     return texts
 
 

@@ -25,6 +25,7 @@ from typing import Any
 from xformer.cli.generation_settings import add_setting_arguments, chosen_settings, token_limits
 from xformer.cli.out_file import GrowingFile, check_writable
 from xformer.cli.run_folder import add_run_argument, read_run, refuse_several
+from xformer.cli.text_lines import STANDARD_INPUT, read_lines
 
 BATCH_SIZE = 16
 
@@ -38,11 +39,13 @@ class _Model:
     Attributes:
         config: The architecture.
         settings: Its own settings of generation.
+        limited: Whether they say how long rows become at most.
         writer: What reads the weights: a function of the settings, the decoding and the prompts.
     """
 
     config: Any
     settings: Any
+    limited: bool
     writer: Callable[..., Any]
 
 
@@ -80,11 +83,11 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         check_writable(Path(args.out))
     model = _open(args)
-    settings = chosen_settings(args, model.settings)
+    settings = chosen_settings(args, model.settings, limited=model.limited)
     decoding = settings.decoding(model.config)
     rows = list(_rows(args))
     if not rows:
-        where = "standard input" if args.file in (None, "-") else args.file
+        where = "standard input" if args.file in (None, STANDARD_INPUT) else args.file
         raise ValueError(f"there is no prompt in {where}; give PROMPTs, or write one a line")
     goes_on = not model.config.is_encoder_decoder
     writer = model.writer(settings, decoding, [row["prompt"] for row in rows])
@@ -119,31 +122,28 @@ def _rows(args: argparse.Namespace) -> Iterator[Row]:
     if args.prompts:
         yield from ({"prompt": text} for text in args.prompts)
         return
-    from_stdin = args.file in (None, "-")
-    try:
-        text = sys.stdin.read() if from_stdin else Path(args.file).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{args.file or 'standard input'} is not UTF-8 text: {error}") from error
-    for number, line in enumerate(text.split("\n"), start=1):
+    file = args.file or STANDARD_INPUT
+    for number, line in enumerate(read_lines(file), start=1):
         if not line.strip():
             continue
-        if from_stdin or not args.file.endswith(".jsonl"):
-            yield {"prompt": line.rstrip("\r")}
+        if not file.endswith(".jsonl"):
+            yield {"prompt": line}
             continue
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{args.file}:{number} is not JSON: {error}") from error
+            raise ValueError(f"{file}:{number} is not JSON: {error}") from error
         if not (isinstance(row, dict) and isinstance(row.get("prompt"), str) and row["prompt"]):
-            raise ValueError(f'{args.file}:{number} must be an object with a text "prompt"')
+            raise ValueError(f'{file}:{number} must be an object with a text "prompt"')
         if taken := sorted({"continuation", "score"} & row.keys()):
-            raise ValueError(f"{args.file}:{number} has {taken}, which the output says; rename it")
+            raise ValueError(f"{file}:{number} has {taken}, which the output says; rename it")
         yield row
 
 
 def _open(args: argparse.Namespace) -> _Model:
     """The model of a run or a model folder, before its weights are read."""
-    from xformer.generation.config import FILE_NAME, GenerationConfig
+    from xformer.files import parse_object, read_limited
+    from xformer.generation.config import FILE_NAME, MAX_BYTES, GenerationConfig
 
     folder = Path(args.run)
     is_run = any((folder / name).is_file() for name in ("operative.gin", "config.gin"))
@@ -156,18 +156,21 @@ def _open(args: argparse.Namespace) -> _Model:
         from xformer.training.samples import check_head
 
         check_head(config)
-        return _Model(config.model, GenerationConfig(), functools.partial(_run_writer, config))
+        writer = functools.partial(_run_writer, config)
+        return _Model(config.model, GenerationConfig(), limited=False, writer=writer)
     refuse_several()
     if args.gin_bindings:
         raise ValueError(f"{folder} is a model folder: --gin.{args.gin_bindings[0]} has no effect")
     from xformer.pretrained.auto import AutoConfig
 
     config = AutoConfig.from_pretrained(folder)
-    if (folder / FILE_NAME).is_file():
-        settings = GenerationConfig.from_pretrained(folder)
-    else:
-        settings = GenerationConfig.from_model_config(config)
-    return _Model(config, settings, functools.partial(_folder_writer, folder, config))
+    path, said = folder / FILE_NAME, config.carried
+    settings = GenerationConfig.from_model_config(config)
+    if path.is_file():
+        settings = GenerationConfig.from_pretrained(path)
+        said = parse_object(read_limited(path, MAX_BYTES), str(path))
+    limited = said.get("max_length") is not None
+    return _Model(config, settings, limited, functools.partial(_folder_writer, folder, config))
 
 
 def _run_writer(config: Any, settings: Any, decoding: Any, prompts: list[str]) -> Any:

@@ -46,12 +46,13 @@ def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def chosen_settings(args: argparse.Namespace, own: Any) -> Any:
+def chosen_settings(args: argparse.Namespace, own: Any, *, limited: bool) -> Any:
     """The settings of the command, and the model's own for what it does not say.
 
     Args:
         args: Parsed arguments.
         own: The model's own `GenerationConfig`.
+        limited: Whether it says `max_length`, of which the default is a number too.
 
     Returns:
         The `GenerationConfig` to write with.
@@ -75,7 +76,7 @@ def chosen_settings(args: argparse.Namespace, own: Any) -> Any:
             raise ValueError(f"{_flag(name)} must be finite, got {value}")
     settings = own.changed({**given, "output_scores": False})
     _check_choice(args, settings)
-    if settings.max_new_tokens is None and settings.max_length == type(own).max_length:
+    if settings.max_new_tokens is None and not limited:
         settings = settings.changed({"max_new_tokens": MAX_NEW_TOKENS})
     fewest, most = settings.min_new_tokens, settings.max_new_tokens
     if None not in (fewest, most) and fewest > most:

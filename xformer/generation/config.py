@@ -10,11 +10,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from xformer.field_types import conform
 from xformer.files import parse_object, read_limited, write_atomic
 from xformer.generation.decoding import NEVER, Beams, Decoding, token_ids
 from xformer.generation.rules import ScoreRules
-from xformer.generation.sampling import Sampling
+from xformer.generation.sampling import LEAST_TEMPERATURE, Sampling
 
 FILE_NAME = "generation_config.json"
 MAX_BYTES = 2**20
@@ -86,7 +88,7 @@ class GenerationConfig:
         length_penalty: The score of a beam is the sum of its log probabilities over its number of
             new tokens to this power.
         num_return_sequences: Sequences for each prompt, drawn or the best beams.
-        temperature: Divides the scores before a token is drawn.
+        temperature: Divides the scores before a token is drawn; at least 1e-30.
         top_k: Only the k most likely tokens are drawn; 0 for no limit.
         top_p: Only the smallest set of most likely tokens whose probabilities reach p is drawn.
         min_p: Only tokens at least this fraction as likely as the likeliest are drawn.
@@ -155,8 +157,7 @@ class GenerationConfig:
         """
         hints = typing.get_type_hints(type(self))
         for one in fields(self):
-            value = getattr(self, one.name)
-            value = list(value) if isinstance(value, tuple) else value
+            value = _plain(getattr(self, one.name))
             try:
                 setattr(self, one.name, conform(value, hints[one.name]))
             except TypeError as error:
@@ -165,8 +166,11 @@ class GenerationConfig:
             self._require(name, 1)
         for name in ("min_length", "min_new_tokens", "top_k", "no_repeat_ngram_size"):
             self._require(name, 0)
-        if self.do_sample and not self.temperature > 0.0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        if self.do_sample and not self.temperature >= LEAST_TEMPERATURE:
+            raise ValueError(
+                f"temperature must be at least {LEAST_TEMPERATURE}, got {self.temperature}; set "
+                "do_sample=False for the likeliest tokens"
+            )
         if self.early_stopping not in (True, False, NEVER):
             raise ValueError(
                 f"early_stopping must be True, False or {NEVER!r}, got {self.early_stopping!r:.80}"
@@ -404,3 +408,10 @@ class GenerationConfig:
                     f"{name} must hold token ids below config.vocab_size={vocabulary}, got "
                     f"{min(tokens)} to {max(tokens)}"
                 )
+
+
+def _plain(value: Any) -> Any:
+    """A setting without what NumPy makes of numbers, and tuples as the lists of a file."""
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value.item() if isinstance(value, np.generic) else value

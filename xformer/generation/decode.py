@@ -271,15 +271,13 @@ def in_bucket(config: Any, prompts: Prompts, new: int, pad_token_id: int) -> tup
         pad_token_id: Fills the rows.
 
     Returns:
-        The prompts, padded on the left, or for encoder-decoders what the encoder reads, on the
-        right, as encoder states are; and the room for new tokens.
+        The prompts, padded on the left, and what the encoder of an encoder-decoder reads, on the
+        right, as encoder states are; and the room for new tokens. A decoder's prompt of a single
+        token, with which most begin, stays as it is.
     """
     if prompts.source_BT is None:
         width, room = bucket(config, prompts.ids_BP.shape[1], new)
-        more = width - prompts.ids_BP.shape[1]
-        ids_BP = _padded(prompts.ids_BP, (more, 0), pad_token_id)
-        mask_BP = _padded(prompts.mask_BP, (more, 0), 0)
-        prompts = dataclasses.replace(prompts, ids_BP=ids_BP, mask_BP=mask_BP)
+        prompts = _begun_at(width, prompts, pad_token_id)
         if prompts.encoded_BTD is None:
             return prompts, room
         more = round_up(prompts.encoded_BTD.shape[1]) - prompts.encoded_BTD.shape[1]
@@ -290,7 +288,17 @@ def in_bucket(config: Any, prompts: Prompts, new: int, pad_token_id: int) -> tup
     more = width - prompts.source_BT.shape[1]
     source_BT = _padded(prompts.source_BT, (0, more), pad_token_id)
     mask_BT = _padded(prompts.source_mask_BT, (0, more), 0)
-    return dataclasses.replace(prompts, source_BT=source_BT, source_mask_BT=mask_BT), room
+    prompts = dataclasses.replace(prompts, source_BT=source_BT, source_mask_BT=mask_BT)
+    begun = prompts.ids_BP.shape[1]
+    return prompts if begun == 1 else _begun_at(round_up(begun), prompts, pad_token_id), room
+
+
+def _begun_at(width: int, prompts: Prompts, pad_token_id: int) -> Prompts:
+    """Prompts that end at a place, padded on the left."""
+    more = width - prompts.ids_BP.shape[1]
+    ids_BP = _padded(prompts.ids_BP, (more, 0), pad_token_id)
+    mask_BP = _padded(prompts.mask_BP, (more, 0), 0)
+    return dataclasses.replace(prompts, ids_BP=ids_BP, mask_BP=mask_BP)
 
 
 def _padded(x: Any, places: tuple[int, int], value: int) -> Array:

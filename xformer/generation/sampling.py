@@ -7,13 +7,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+LEAST_TEMPERATURE = 1e-30
+"""Less makes infinities of float32 logits; long before that, the most likely token is drawn."""
+
 
 @dataclass(frozen=True)
 class Sampling:
     """A choice rule; the default is greedy.
 
     Attributes:
-        temperature: Divides the logits; 0 takes the most likely token (greedy).
+        temperature: Divides the logits, at least 1e-30; 0 takes the most likely token (greedy).
         top_k: Only the k most likely tokens are drawn; 0 for no limit.
         top_p: Only the smallest set of most likely tokens whose probabilities reach p are drawn
             (Holtzman et al., 2020, arXiv:1904.09751); 1 for no limit. Tokens tied with the last
@@ -35,6 +38,11 @@ class Sampling:
         """
         if not self.temperature >= 0.0:
             raise ValueError(f"Sampling.temperature must not be negative, got {self.temperature}")
+        if 0.0 < self.temperature < LEAST_TEMPERATURE:
+            raise ValueError(
+                f"Sampling.temperature must be 0, or at least {LEAST_TEMPERATURE}, got "
+                f"{self.temperature}"
+            )
         if self.top_k < 0:
             raise ValueError(f"Sampling.top_k must not be negative, got {self.top_k}")
         if not 0.0 < self.top_p <= 1.0:

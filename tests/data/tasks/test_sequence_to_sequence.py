@@ -233,6 +233,10 @@ def test_a_head_of_another_task_is_refused(write):
         ({"target_length": 1}, "SequenceToSequenceData.target_length must be at least 2, got 1"),
         ({"max_new_tokens": 0}, "SequenceToSequenceData.max_new_tokens must be at least 1, got 0"),
         ({"num_beams": 0}, "SequenceToSequenceData.num_beams must be at least 1, got 0"),
+        (
+            {"length_penalty": 2.0},
+            r"length_penalty=2.0 is for beams: set SequenceToSequenceData\.num",
+        ),
         ({"too_long": "drop"}, r"too_long must be one of \('cut', .*, got 'drop'"),
         ({"metrics": ("bleu", "meteor")}, r"metrics must be of \(.*\), got \['meteor'\]"),
         ({"bleu_tokenizer": "flores200"}, r"bleu_tokenizer must be one of .* got 'flores200'"),

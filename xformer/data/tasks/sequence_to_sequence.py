@@ -39,7 +39,8 @@ class SequenceToSequenceData(TaskData):
             rows and of predictions, "refuse" names it. Evaluations say how many there are.
         max_new_tokens: most tokens that are written for predictions; None is `target_length`.
         num_beams: sequences that beam search follows; 1 takes the likeliest token every time.
-        length_penalty: of beams, above 0 for longer texts; see `xformer.generation.decoding.Beams`.
+        length_penalty: of beams alone, above 0 for longer texts; see
+            `xformer.generation.decoding.Beams`.
         metrics: which scores are computed, of "bleu", "chrf", "rouge" and "exact_match".
         bleu_tokenizer: how sacreBLEU finds words: "13a", "intl", "zh", "char" or "none".
         rouge_stemming: whether ROUGE compares English words without their endings.
@@ -78,6 +79,11 @@ class SequenceToSequenceData(TaskData):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{key}.{name} must be at least {least}, got {value}")
+        if self.num_beams == 1 and self.length_penalty != 1.0:
+            raise ValueError(
+                f"{key}.length_penalty={self.length_penalty} is for beams: set {key}.num_beams "
+                "above 1, or leave it out"
+            )
         ways = (CUT, LEAVE_OUT, REFUSE)
         if self.too_long not in ways:
             raise ValueError(f"{key}.too_long must be one of {ways}, got {self.too_long!r}")
