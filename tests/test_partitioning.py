@@ -317,6 +317,13 @@ def test_rules_refuse_what_is_no_mesh_axis(axes):
         Rules(mlp=axes)
 
 
+def test_rules_refuse_other_dtypes_of_gradients():
+    with pytest.raises(
+        ValueError, match=r"Rules.gradient_dtype must be None or one of \('float32'"
+    ):
+        Rules(gradient_dtype="float16")
+
+
 def test_bytes_per_device_fall_with_fsdp():
     def bytes_per_device(ways):
         shapes = plan(mesh=MeshConfig(fsdp=ways)).shapes

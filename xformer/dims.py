@@ -34,7 +34,6 @@ DIMENSIONS: dict[str, Dimension] = {
     "H": Dimension("head width", "head_dim", None),
     "F": Dimension("feed-forward width", "mlp", "act_mlp"),
     "V": Dimension("vocabulary", "vocab", "act_vocab"),
-    "U": Dimension("shares of the vocabulary, one on each device", None, "act_vocab"),
     "L": Dimension("stacked layers", "layers", None),
     "P": Dimension("rows of a position table, or buckets", "positions", None),
     "G": Dimension("convolution groups", "groups", None),

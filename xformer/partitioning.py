@@ -19,8 +19,11 @@ from flax.core.spmd import logical_axis_rules
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from xformer.layers.sharding import gradients_in
+
 MeshAxes = tuple[str, ...]
 MESH_AXES = ("data", "fsdp", "sequence", "tensor")
+GRADIENT_DTYPES = ("float32", "bfloat16")
 VOCABULARY = "vocab"
 """The logical axis that may be padded."""
 
@@ -66,7 +69,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """The shape of the device mesh.
+    """The shape of the device mesh, and what is added up over it.
 
     Attributes:
         data: Copies of the model that each take a share of the batch, over all slices; -1 means
@@ -76,6 +79,10 @@ class MeshConfig:
         sequence: Ways that the tokens of a row are split.
         slices: TPU slices that the data axis spans: whole parts of it lie within one slice, so that
             only gradients cross the network between them.
+        gradient_dtype: Dtype in which gradients of projections, and of vocabularies that are scored
+            in chunks, leave their product and are added up over devices: "float32" or "bfloat16",
+            which sends half the bytes. None is the compute dtype (but float32 for scores computed
+            in float16).
     """
 
     data: int = -1
@@ -83,6 +90,7 @@ class MeshConfig:
     tensor: int = 1
     sequence: int = 1
     slices: int = 1
+    gradient_dtype: str | None = None
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -97,6 +105,11 @@ class MeshConfig:
         for key in ("fsdp", "tensor", "sequence", "slices"):
             if getattr(self, key) < 1:
                 raise ValueError(f"MeshConfig.{key} must be at least 1, got {getattr(self, key)}")
+        if self.gradient_dtype not in (None, *GRADIENT_DTYPES):
+            raise ValueError(
+                f"MeshConfig.gradient_dtype must be None or one of {GRADIENT_DTYPES}, got "
+                f"{self.gradient_dtype!r}"
+            )
 
     def shape(self, device_count: int) -> dict[str, int]:
         """Sizes of the mesh axes for a number of devices.
@@ -339,10 +352,16 @@ def global_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[
 
 
 @contextlib.contextmanager
-def constraints(rules: Rules) -> Iterator[None]:
-    """Within it, the activation axes that layers name are constrained to the mesh in force."""
+def constraints(rules: Rules, gradient_dtype: str | None = None) -> Iterator[None]:
+    """Within it, the activation axes that layers name are constrained to the mesh in force.
+
+    Args:
+        rules: Logical axis to mesh axes.
+        gradient_dtype: As that of `MeshConfig`.
+    """
     table = tuple((f.name, getattr(rules, f.name) or None) for f in dataclasses.fields(rules))
-    with logical_axis_rules(table):
+    dtype = None if gradient_dtype is None else jnp.dtype(gradient_dtype)
+    with logical_axis_rules(table), gradients_in(dtype):
         yield
 
 

@@ -346,6 +346,20 @@ def test_tokens_may_be_split_over_devices(ways, rate, causal, reach):
     assert_equal(run(*arguments), expected)
 
 
+@pytest.mark.parametrize("reach", [None, 5])
+def test_split_tokens_may_be_bfloat16(reach):
+    arrays = *qkv(SPLIT * W), normal(1, B, SPLIT * W, N, H)
+    low = tuple(x.astype(jnp.bfloat16) for x in arrays)
+    drawn = np.random.default_rng(0).integers(0, reach or SPLIT, (N, SPLIT, 2))
+    mask, core = Mask(random_blocks_NMR=jnp.asarray(drawn, jnp.int32)), BlockSparse(W, 2, reach)
+    run, arguments = in_shards(core, MeshConfig(1, sequence=4), *low, mask=mask)
+    found, expected = run(*arguments), values_and_gradients(linear, core, *low, mask=mask)
+    assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype(jnp.bfloat16)}
+    for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        one, other = one.astype(jnp.float32), other.astype(jnp.float32)
+        np.testing.assert_allclose(one, other, rtol=0.0, atol=0.01 * float(abs(other).max()))
+
+
 def test_split_tokens_take_less_memory_and_send_blocks_alone():
     core, length, temporary = BlockSparse(8, 2, 5), 128 * 8, {}
     drawn = np.random.default_rng(0).integers(0, 5, (N, 128, 2))

@@ -12,6 +12,7 @@ from xformer.layers.embedding import TokenEmbedding
 from xformer.layers.feedforward import ACTIVATIONS, feed_forward
 from xformer.layers.linear import GroupedLinear, Linear
 from xformer.layers.norm import layer_norm
+from xformer.partitioning import Rules, constraints
 
 RNG = np.random.default_rng(0)
 
@@ -100,6 +101,42 @@ def test_linear_accumulates_in_its_output_dtype():
     x, kernel = (np.asarray(jnp.asarray(a, jnp.bfloat16), np.float64) for a in (x, kernel))
     assert y.dtype == jnp.float32 and plain.dtype == jnp.bfloat16
     np.testing.assert_allclose(y, x @ kernel, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("groups", [None, 2])
+@pytest.mark.parametrize(
+    "dtype, wanted, added_up",
+    [
+        ("bfloat16", None, "bfloat16"),
+        ("bfloat16", "float32", "float32"),
+        ("float32", None, "float32"),
+        ("float32", "bfloat16", "bfloat16"),
+        ("float16", "float32", "float32"),
+    ],
+)
+def test_gradients_of_kernels_leave_their_product_in_the_dtype_that_is_wanted(
+    dtype, wanted, added_up, groups
+):
+    x = jnp.full((1, 2049, 4), 1.0)  # bfloat16 has no 2049, nor has float16
+    options = {"use_bias": False, "dtype": jnp.dtype(dtype)}
+    module = Linear(4, ("embed", "mlp"), **options)
+    if groups is not None:
+        module = GroupedLinear(4, ("embed", "mlp"), groups, **options)
+    params = nn.meta.unbox(jax.jit(module.init)(jax.random.key(0), x))
+
+    def gradients(params, x):
+        with constraints(Rules(), wanted):
+
+            def total(params, x):
+                return module.apply(params, x).astype(jnp.float32).sum()
+
+            return jax.grad(total, argnums=(0, 1))(params, x)
+
+    (kernel,) = jax.tree.leaves(jax.jit(gradients)(params, x)[0])
+    assert kernel.dtype == jnp.float32
+    assert (kernel == jnp.asarray(2049, added_up).astype(jnp.float32)).all()
+    expected = jax.jit(jax.grad(lambda x: module.apply(params, x).astype(jnp.float32).sum()))(x)
+    np.testing.assert_array_equal(jax.jit(gradients)(params, x)[1], expected)
 
 
 def test_layer_norm_keeps_its_digits_at_a_large_mean():

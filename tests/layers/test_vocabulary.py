@@ -88,6 +88,18 @@ def test_gradients_of_float16_keep_small_numbers():
     assert_close(gradient[0, 0], math.exp(-20.0) / (V - 1), rtol=1e-3)
 
 
+@pytest.mark.parametrize("letters", ["VD", "DV"])
+def test_gradients_of_chunks_are_added_up_in_the_dtype_that_is_wanted(letters):
+    given = arrays(letters, "bfloat16")
+    _, exact = both_passes(given, letters, None)
+    for wanted in (None, "float32"):
+        with partitioning.constraints(Rules(), wanted):
+            _, found = jax.jit(lambda given: both_passes.__wrapped__(given, letters, 7))(given)
+        is_bfloat16 = (found[1] == found[1].astype(jnp.bfloat16)).all()
+        assert bool(is_bfloat16) is (wanted is None)
+        assert_close(found[1], exact[1], 1e-2)
+
+
 @pytest.mark.parametrize("wrong", [V, 1000, -1, -V])
 @pytest.mark.parametrize("chunk", [None, 7])
 def test_score_of_no_token_is_nan(wrong, chunk):

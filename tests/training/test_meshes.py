@@ -190,7 +190,7 @@ def close(found, expected):
 
 
 def mesh_name(mesh):
-    return "-".join(f"{key}{size}" for key, size in dataclasses.asdict(mesh).items() if size > 1)
+    return "-".join(f"{axis}{size}" for axis, size in mesh.shape(8).items() if size > 1)
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=mesh_name)

@@ -79,7 +79,7 @@ class Shards:
     def ends(self, x: Array, axis: int) -> Array:
         """The first and the last block of the row."""
         first, last = lax.slice_in_dim(x, 0, 1, axis=axis), lax.slice_in_dim(x, -1, None, axis=axis)
-        return self.total(jnp.concatenate(self._at_ends(first, last), axis))
+        return self._from_one(jnp.concatenate(self._at_ends(first, last), axis))
 
     def from_ends(self, dx: Array, d_ends: Array, axis: int) -> Array:
         """Gradients of the device's blocks with those of `ends` added."""
@@ -105,7 +105,7 @@ class Shards:
         held, own = x.shape[axis], jnp.arange(blocks) - self.index * x.shape[axis]
         found = jnp.take(x, own, axis=axis, mode="clip")
         is_own = (own >= 0) & (own < held)
-        return self.total(jnp.where(_along(is_own, axis, x.ndim), found, 0))
+        return self._from_one(jnp.where(_along(is_own, axis, x.ndim), found, 0))
 
     def from_prefix(self, dx: Array, d_prefix: Array, axis: int) -> Array:
         """Gradients of the device's blocks with those of `prefix` added."""
@@ -115,6 +115,16 @@ class Shards:
             found = jnp.take(self.total(d_prefix), places, axis=axis, mode="clip")
             d_prefix = jnp.where(_along(places < blocks, axis, dx.ndim), found, 0)
         return _added(dx, d_prefix, 0, axis)
+
+    def _from_one(self, x: Array) -> Array:
+        """What one device has where the others have zeros, every number by itself."""
+        if not self.axes or x.dtype.itemsize > 2:
+            return self.total(x)
+        # As whole words: XLA's CPU compiler dies of sums of 16 bits where axes are left to it.
+        *others, width = x.shape
+        x = jnp.pad(x, [(0, 0)] * len(others) + [(0, width % 2)]).reshape(*others, -1, 2)
+        words = self.total(lax.bitcast_convert_type(x, jnp.uint32))
+        return lax.bitcast_convert_type(words, x.dtype).reshape(*others, -1)[..., :width]
 
     def _at_ends(self, first: Array, last: Array) -> tuple[Array, Array]:
         """The same on the devices that hold the ends of the row, zeros elsewhere."""

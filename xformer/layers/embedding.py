@@ -6,6 +6,7 @@ from flax.typing import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from xformer.layers.lookup import look_up
 from xformer.layers.parameter import with_axes
 from xformer.layers.vocabulary import VocabularyScores
 
@@ -38,8 +39,7 @@ class TokenEmbedding(nn.Module):
 
     def __call__(self, ids_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Looks up vectors. An id outside the table gives NaN, never another token's vector."""
-        rows_BTD = self.embedding.at[ids_BT].get(mode="fill", wrap_negative_indices=False)
-        return rows_BTD.astype(self.dtype)
+        return look_up(self.embedding, ids_BT, self.dtype, self.axis)
 
     def scores(self, x_BTD: Float[Array, "B T D"], chunk: int | None = None) -> VocabularyScores:
         """What the scores of every token for hidden states are computed from.

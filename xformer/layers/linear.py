@@ -1,11 +1,16 @@
 """Projections along the last axis."""
 
+import functools
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax.typing import Initializer
+from jax import lax
 from jaxtyping import Array, Float
 
 from xformer.layers.parameter import with_axes
+from xformer.layers.sharding import gradient_dtype
 
 
 class Linear(nn.Module):
@@ -38,9 +43,7 @@ class Linear(nn.Module):
             jnp.float32,
         )
         dtype = self.output_dtype or self.dtype
-        y = jnp.matmul(
-            x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=dtype
-        )
+        y = multiply(x.astype(self.dtype), kernel, dtype)
         if not self.use_bias:
             return y
         bias = self.param(
@@ -103,7 +106,7 @@ class GroupedLinear(nn.Module):
             jnp.float32,
         )
         x_BTGD = x_BTD.astype(self.dtype).reshape(batch, length, self.groups, -1)
-        y_BTGF = jnp.einsum("BTGD,GDF->BTGF", x_BTGD, kernel_GDF.astype(self.dtype))
+        y_BTGF = multiply(x_BTGD, kernel_GDF, self.dtype)
         y_BTF = y_BTGF.reshape(batch, length, self.features)
         if not self.use_bias:
             return y_BTF
@@ -114,3 +117,66 @@ class GroupedLinear(nn.Module):
             jnp.float32,
         )
         return y_BTF + bias_F.astype(self.dtype)[None, None, :]
+
+
+def multiply(
+    x: Float[Array, "*batch I"], kernel: Float[Array, "*G I O"], dtype: jnp.dtype
+) -> Float[Array, "*batch O"]:
+    """Multiplies the last axis with a kernel, or that of each group with its own.
+
+    Devices add up the kernel's gradient as it leaves its product: in the dtype of `x`, unless
+    `MeshConfig.gradient_dtype` names another.
+
+    Args:
+        x: Activations in the compute dtype, (..., inputs) or (..., groups, inputs).
+        kernel: The kernel in float32.
+        dtype: Dtype that the product accumulates in and has.
+
+    Returns:
+        The product.
+    """
+    wanted = gradient_dtype()
+    if wanted in (None, x.dtype):
+        return _multiply(dtype, x, kernel)
+    return _multiply_apart(dtype, wanted, x, kernel)
+
+
+def _multiply(dtype: jnp.dtype, x: Array, kernel: Array) -> Array:
+    kernel = kernel.astype(x.dtype)
+    if kernel.ndim == 2:
+        return jnp.matmul(x, kernel, preferred_element_type=dtype)
+    return jnp.einsum("BTGD,GDF->BTGF", x, kernel, preferred_element_type=dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _multiply_apart(dtype: jnp.dtype, wanted: jnp.dtype, x: Array, kernel: Array) -> Array:
+    return _multiply(dtype, x, kernel)
+
+
+def _forward(
+    dtype: jnp.dtype, wanted: jnp.dtype, x: Array, kernel: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    return _multiply(dtype, x, kernel), (x, kernel)
+
+
+def _backward(
+    dtype: jnp.dtype, wanted: jnp.dtype, saved: tuple[Array, Array], dy: Array
+) -> tuple[Array, Array]:
+    """The gradients of activations and kernel, the latter as a product of its own."""
+    x, kernel = saved
+    _, from_x = jax.vjp(lambda x: _multiply(dtype, x, kernel), x)
+    places = tuple(range(x.ndim + 1 - kernel.ndim))
+    groups = tuple(range(len(places), x.ndim - 1))
+    # No product is made in less than its operands have: who wants less, has less multiplied.
+    operands = jnp.promote_types(x.dtype, dy.dtype)
+    operands = min(operands, wanted, key=lambda one: jnp.dtype(one).itemsize)
+    dkernel = lax.dot_general(
+        x.astype(operands),
+        dy.astype(operands),
+        ((places, places), (groups, groups)),
+        preferred_element_type=wanted,
+    )
+    return from_x(dy)[0], dkernel.astype(kernel.dtype)
+
+
+_multiply_apart.defvjp(_forward, _backward)

@@ -1,9 +1,15 @@
 """What layers ask about the mesh that they are traced under."""
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+
+_gradient_dtype: ContextVar[jnp.dtype | None] = ContextVar("gradient_dtype", default=None)
 
 
 def mesh_axes(name: str) -> tuple[str, ...]:
@@ -19,3 +25,18 @@ def mesh_axes(name: str) -> tuple[str, ...]:
     axes = (found[0],) if isinstance(found[0], str) else tuple(found[0] or ())
     sizes = jax.sharding.get_abstract_mesh().shape
     return tuple(axis for axis in axes if sizes.get(axis, 1) > 1)
+
+
+def gradient_dtype() -> jnp.dtype | None:
+    """The dtype that devices add up gradients of weights in; None is what their product gives."""
+    return _gradient_dtype.get()
+
+
+@contextlib.contextmanager
+def gradients_in(dtype: jnp.dtype | None) -> Iterator[None]:
+    """Within it, `gradient_dtype` gives this dtype."""
+    before = _gradient_dtype.set(dtype)
+    try:
+        yield
+    finally:
+        _gradient_dtype.reset(before)

@@ -4,7 +4,6 @@ A loss needs sums over the vocabulary. It takes `VocabularyScores`, which is wha
 be computed from, and looks at a chunk of the vocabulary at a time.
 """
 
-import math
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from xformer.layers.parameter import with_axes
 from xformer.layers.sharding import mesh_axes
+from xformer.layers.table_shards import ways
 from xformer.layers.vocabulary_chunks import Sums, sums_in_chunks
 
 
@@ -75,12 +75,10 @@ class VocabularyScores:
         """
         if self.chunk is None:
             return sums_of(self.logits(), ids_BT)
-        sizes = jax.sharding.get_abstract_mesh().shape
-        shares = math.prod(sizes[axis] for axis in mesh_axes("act_vocab"))
-        if self.chunk >= -(-self.vocab_size // shares):
+        if self.chunk >= -(-self.vocab_size // ways(mesh_axes("act_vocab"))):
             return sums_of(self.logits(), ids_BT)
         sums = sums_in_chunks(
-            self.letters, shares, self.chunk, self.states_BTD, self.table, self.bias_V, ids_BT
+            self.letters, self.chunk, self.states_BTD, self.table, self.bias_V, ids_BT
         )
         is_token_BT = (ids_BT >= 0) & (ids_BT < self.vocab_size)
         return sums._replace(chosen_BT=jnp.where(is_token_BT, sums.chosen_BT, jnp.nan))

@@ -265,7 +265,7 @@ def compile_train_step(run: Run, plan: Blueprint, fields: tuple[str, ...] = ()) 
     """
 
     def step(state: TrainState, batch: Batch, key: PRNGKeyArray) -> TrainResult:
-        with partitioning.constraints(run.rules):
+        with partitioning.constraints(run.rules, run.mesh.gradient_dtype):
             result = train_step(
                 partitioning.resized(state, plan.own_shapes),
                 batch,
