@@ -2,7 +2,7 @@
 
 import pytest
 
-from xformer.layers.kernels import block_sparse, block_tpu
+from xformer.layers.kernels import block_gpu, block_sparse, block_tpu
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -16,6 +16,8 @@ def small_steps(monkeypatch):
     monkeypatch.setattr(block_tpu, "_TOKENS", 32)
     monkeypatch.setattr(block_tpu, "_KEYS", 32)
     monkeypatch.setattr(block_tpu, "_READERS", 2)
+    monkeypatch.setattr(block_gpu, "_PER_PROGRAM", 3)
+    monkeypatch.setattr(block_sparse, "_KERNELS", {})  # nothing but what is interpreted is traced
     block_sparse._traced_once.clear_cache()  # traced with other numbers
     yield
     block_sparse._traced_once.clear_cache()

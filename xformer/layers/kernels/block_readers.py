@@ -7,6 +7,37 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 
+class SortedReaders(NamedTuple):
+    """Query blocks that read each key block, one key block's after another's.
+
+    Attributes:
+        bounds_NX: Where those of each key block begin, and where the last one's end.
+        rows_NR: The query blocks. One that reads a key block twice is there twice.
+    """
+
+    bounds_NX: Int[Array, "N X"]
+    rows_NR: Int[Array, "N R"]
+
+
+def sorted_readers(random_blocks_NMR: Int[Array, "N M R"], reach: int) -> SortedReaders:
+    """The plan transposed, computed where the plan lies, for it may be that of a scanned layer.
+
+    Args:
+        random_blocks_NMR: Random key blocks of each head and query block, all less than `reach`;
+            those of the first and the last query block are not read.
+        reach: Number of key blocks that there may be readers of.
+
+    Returns:
+        The readers.
+    """
+    heads, _, random = random_blocks_NMR.shape
+    read_NR = random_blocks_NMR[:, 1:-1].reshape(heads, -1)
+    order_NR = jnp.argsort(read_NR, stable=True)
+    read_NR = jnp.take_along_axis(read_NR, order_NR, axis=1)
+    bounds_NX = jax.vmap(lambda read: jnp.searchsorted(read, jnp.arange(reach + 1)))(read_NR)
+    return SortedReaders(bounds_NX.astype(jnp.int32), order_NR // random + 1)
+
+
 class Readers(NamedTuple):
     """Query blocks that read each key block, in chunks of a fixed number.
 
@@ -24,12 +55,11 @@ class Readers(NamedTuple):
 
 
 def readers(random_blocks_NMR: Int[Array, "N M R"], reach: int, per_chunk: int) -> Readers:
-    """The plan transposed, computed where the plan lies, for it may be that of a scanned layer.
+    """The plan transposed, in chunks; see `sorted_readers`.
 
     Args:
-        random_blocks_NMR: Random key blocks of each head and query block, all less than `reach`;
-            those of the first and the last query block are not read.
-        reach: Number of key blocks that there may be readers of.
+        random_blocks_NMR: As there.
+        reach: As there.
         per_chunk: Readers of a chunk.
 
     Returns:
@@ -38,11 +68,7 @@ def readers(random_blocks_NMR: Int[Array, "N M R"], reach: int, per_chunk: int) 
     _, blocks, random = random_blocks_NMR.shape
     chunks = (blocks - 2) * random // per_chunk + reach
 
-    def of_head(random_MR: Array) -> Readers:
-        read = random_MR[1:-1].reshape(-1)
-        order = jnp.argsort(read, stable=True)
-        rows = order // random + 1
-        bounds = jnp.searchsorted(read[order], jnp.arange(reach + 1))
+    def of_head(bounds: Array, rows: Array) -> Readers:
         chunk_ends = jnp.cumsum(jnp.maximum(1, -(-jnp.diff(bounds) // per_chunk)))
         chunk = jnp.arange(chunks)
         keys = jnp.minimum(jnp.searchsorted(chunk_ends, chunk, side="right"), reach - 1)
@@ -53,4 +79,4 @@ def readers(random_blocks_NMR: Int[Array, "N M R"], reach: int, per_chunk: int) 
         found = jnp.where(places < bounds[keys + 1][:, None], found, -1)
         return Readers(keys.astype(jnp.int32), found.astype(jnp.int32))
 
-    return jax.vmap(of_head)(random_blocks_NMR)
+    return jax.vmap(of_head)(*sorted_readers(random_blocks_NMR, reach))

@@ -15,11 +15,14 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from xformer.layers.block_rows import Given, Reading
-from xformer.layers.kernels import block_tpu
+from xformer.layers.kernels import block_gpu, block_tpu
 from xformer.layers.sharding import mesh_axes
 
+_KERNELS = {"tpu": block_tpu, "cuda": block_gpu}
+_INTERPRETED = block_tpu  # on other platforms
+
 LEAST_WIDTH = 16
-"""What the tokens of a block must be a multiple of: the rows of a register, or a matrix unit."""
+"""The fewest tokens of a block, which are a power of two: GPUs' matrix units take no fewer."""
 
 
 def attend_by_kernels(
@@ -50,10 +53,11 @@ def attend_by_kernels(
         ValueError: if there is dropout, the blocks have a width that no kernel takes, or the tokens
             are split over devices; names the key.
     """
-    if reading.block_size % LEAST_WIDTH:
+    width = reading.block_size
+    if width < LEAST_WIDTH or width & (width - 1):
         raise ValueError(
-            f'Execution.attention="pallas" needs block_size to be a multiple of {LEAST_WIDTH}, got '
-            f'{reading.block_size}; set Execution.attention to "xla"'
+            f'Execution.attention="pallas" needs block_size to be a power of two from '
+            f'{LEAST_WIDTH} on, got {width}; set Execution.attention to "xla"'
         )
     if key is not None and reading.dropout_rate:
         raise ValueError(
@@ -142,8 +146,11 @@ def _run(
             masks,
             tokens,
             stats,
-            tpu=functools.partial(run, block_tpu, False),
-            default=functools.partial(run, block_tpu, True),
+            **{
+                platform: functools.partial(run, kernels, False)
+                for platform, kernels in _KERNELS.items()
+            },
+            default=functools.partial(run, _INTERPRETED, True),
         )
 
     mesh = jax.sharding.get_abstract_mesh()

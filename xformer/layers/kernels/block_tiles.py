@@ -54,7 +54,7 @@ def score(
     own_WC: Float[Array, "W C"],
     listed_SC: Float[Array, "S C"],
     allowed: Bool[Array, "_ S"],
-    share_1S: Float[Array, "1 S"] | None = None,
+    share: Float[Array, "..."] | None = None,
 ) -> Float[Array, "W S"]:
     """Scores of a tile, the lowest number where nothing is read.
 
@@ -62,14 +62,14 @@ def score(
         own_WC: Queries or keys of the block.
         listed_SC: Keys or queries.
         allowed: Who reads whom.
-        share_1S: Logarithms of how often a listed key is read; None is once.
+        share: Logarithms of how often keys are read, for all or each listed one; None is once.
 
     Returns:
         The scores.
     """
     scores_WS = product(own_WC, listed_SC, 1)
-    if share_1S is not None:
-        scores_WS = scores_WS + share_1S
+    if share is not None:
+        scores_WS = scores_WS + share
     return jnp.where(allowed, scores_WS, LOWEST)
 
 

@@ -33,6 +33,7 @@ from jaxtyping import Array, Float, Int
 
 from xformer.layers.block_rows import Given, Reading
 from xformer.layers.kernels.block_readers import readers
+from xformer.layers.kernels.block_shape import Shape
 from xformer.layers.kernels.block_tiles import (
     LOWEST,
     Tokens,
@@ -61,62 +62,6 @@ class Blocks(NamedTuple):
     x: Any
     segments: Any = None
     stats: Any = None
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes that kernels are made for.
-
-    Attributes:
-        batch: Rows of the batch.
-        heads: Number of heads.
-        blocks: Blocks of a row.
-        width: Tokens of a block.
-        features: Width of a head.
-        random: Random blocks of a query block.
-        reach: The random blocks are among the first this many.
-        repeats: How many more times query blocks read block 0.
-        causal: Whether a query reads only keys at its own place or before it.
-        interpret: Whether to interpret the kernels, for devices that are no TPUs.
-    """
-
-    batch: int
-    heads: int
-    blocks: int
-    width: int
-    features: int
-    random: int
-    reach: int
-    repeats: int
-    causal: bool
-    interpret: bool
-
-    @property
-    def groups(self) -> int:
-        """Parts of the heads whose tables fit."""
-        chunks = self.blocks * self.random // _READERS + self.source
-        entries = self.random and max(self.blocks * self.random, chunks * (1 + _READERS))
-        fitting = (
-            count
-            for count in range(1, self.heads)
-            if self.heads % count == 0 and 4 * entries * self.heads // count <= _TABLE_BYTES
-        )
-        return next(fitting, self.heads)
-
-    @property
-    def per_step(self) -> int:
-        """Own blocks of a step."""
-        return _divisor(self.blocks, min(8, _TOKENS // self.width))
-
-    @property
-    def per_all(self) -> int:
-        """Key blocks of a step of the global query blocks."""
-        return _divisor(self.blocks, _KEYS // self.width)
-
-    @property
-    def source(self) -> int:
-        """The blocks that random ones are among, in whole steps."""
-        return min(self.blocks, -(-self.reach // self.per_step) * self.per_step)
 
 
 @dataclass(frozen=True)
@@ -156,7 +101,7 @@ def contexts(
     Returns:
         The contexts in the values' dtype, and the logarithms.
     """
-    shape = _shape(reading, given, q_BTNH, interpret)
+    shape = Shape.of(reading, given, q_BTNH, interpret)
     queries = _packed(shape, q_BTNH, jnp.zeros_like(q_BTNH), given.query_segments_BT)
     keys = _packed(shape, k_BTNH, v_BTNH, given.key_segments_BT)
     out_BNMWH, sums_BNM1W = _by_groups(_forward, shape, queries, keys, given.random_blocks_NMR)
@@ -191,7 +136,7 @@ def gradients(
     Returns:
         The gradients in the inputs' dtype.
     """
-    shape = _shape(reading, given, q_BTNH, interpret)
+    shape = Shape.of(reading, given, q_BTNH, interpret)
     by_block = (*sums_BNT.shape[:2], shape.blocks, 1, shape.width)
     stats = jnp.concatenate([x.reshape(by_block) for x in (sums_BNT, means_BNT)], axis=3)
     queries = _packed(shape, q_BTNH, dout_BTNH, given.query_segments_BT)._replace(stats=stats)
@@ -199,24 +144,6 @@ def gradients(
     dq_BNMWH, d_BNMWC = _by_groups(_backward, shape, queries, keys, given.random_blocks_NMR)
     dk_BTNH, dv_BTNH = jnp.split(_by_token(d_BNMWC), 2, axis=-1)
     return _by_token(dq_BNMWH), dk_BTNH, dv_BTNH
-
-
-def _shape(reading: Reading, given: Given, q_BTNH: Array, interpret: bool) -> Shape:
-    batch, length, heads, features = q_BTNH.shape
-    blocks = length // reading.block_size
-    table = given.random_blocks_NMR
-    return Shape(
-        batch=batch,
-        heads=heads,
-        blocks=blocks,
-        width=reading.block_size,
-        features=features,
-        random=0 if table is None else table.shape[2],
-        reach=min(reading.reach or blocks, blocks),
-        repeats=reading.repeats,
-        causal=reading.causal,
-        interpret=interpret,
-    )
 
 
 def _packed(shape: Shape, one_BTNH: Array, other_BTNH: Array, segments_BT: Array | None) -> Blocks:
@@ -241,7 +168,7 @@ def _by_groups(
     random_blocks_NMR: Array | None,
 ) -> Any:
     """Computes for some heads after others, where the tables of all do not fit."""
-    groups = shape.groups
+    groups = _groups(shape)
     if groups == 1:
         return compute(shape, queries, keys, random_blocks_NMR)
     part = dataclasses.replace(shape, heads=shape.heads // groups)
@@ -273,17 +200,17 @@ def _forward(
     ends = _call(
         shape,
         _read_all,
-        shape.blocks // shape.per_all,
-        {"own": _Part(_ends(queries), 2, _start), "keys": _Part(keys, shape.per_all, _step)},
+        shape.blocks // _per_all(shape),
+        {"own": _Part(_ends(queries), 2, _start), "keys": _Part(keys, _per_all(shape), _step)},
         (_result(shape, 2, sizes, dtype, 2, _start), _result(shape, 2, (1, sizes[0]))),
         scratch=[(2 * shape.width, size) for size in (1, 1, shape.features)],
     )
     return _call(
         shape,
         _read_rows,
-        shape.blocks // shape.per_step,
+        shape.blocks // _per_step(shape),
         {
-            "own": _Part(queries, shape.per_step, _step),
+            "own": _Part(queries, _per_step(shape), _step),
             "ends_out": _Part(ends, 2, _start),
             **_listed(shape, keys),
         },
@@ -297,10 +224,10 @@ def _backward(
 ) -> tuple[Float[Array, "B N M W H"], Float[Array, "B N M W C"]]:
     """The gradients of queries, and those of keys beside those of values."""
     sizes, packed = (shape.width, shape.features), (shape.width, 2 * shape.features)
-    dtype, steps = keys.x.dtype, shape.blocks // shape.per_step
+    dtype, steps = keys.x.dtype, shape.blocks // _per_step(shape)
     added: dict[str, _Part] = {}
     if random_blocks_NMR is not None:
-        found = readers(random_blocks_NMR, shape.source, _READERS)
+        found = readers(random_blocks_NMR, _source(shape), _READERS)
         chunks = found.keys_NK.shape[1]
         (d_source,) = _call(
             shape,
@@ -316,7 +243,7 @@ def _backward(
             (
                 _result(
                     shape,
-                    shape.source,
+                    _source(shape),
                     packed,
                     count=1,
                     place=functools.partial(_key_of_chunk, chunks),
@@ -324,15 +251,15 @@ def _backward(
             ),
             tables=(found.keys_NK.reshape(-1), found.rows_NKR.reshape(-1)),
         )
-        last = shape.source // shape.per_step - 1
+        last = _source(shape) // _per_step(shape) - 1
         added["source"] = _Part(
-            d_source, shape.per_step, lambda head, step, *tables: jnp.minimum(step, last)
+            d_source, _per_step(shape), lambda head, step, *tables: jnp.minimum(step, last)
         )
     dq_BNMWH, d_ends = _call(
         shape,
         _rows_back,
         steps,
-        {"own": _Part(queries, shape.per_step, _step), **_listed(shape, keys)},
+        {"own": _Part(queries, _per_step(shape), _step), **_listed(shape, keys)},
         (_result(shape, shape.blocks, sizes, dtype), _result(shape, 2, packed)),
         tables=(_table(random_blocks_NMR),),
     )
@@ -342,7 +269,7 @@ def _backward(
         _columns_back,
         steps,
         {
-            "own": _Part(keys, shape.per_step, _step),
+            "own": _Part(keys, _per_step(shape), _step),
             "d_ends": _Part(d_ends, 2, _start),
             **added,
             **_listed(columns, queries),
@@ -365,8 +292,8 @@ def _read_all(shape: Shape, given: Any, out: Any, sums: Any, top: Any, total: An
         x[...] = jnp.zeros(x.shape)
 
     own, keys = given["own"], given["keys"]
-    numbers = [step * shape.per_all + i for i in range(shape.per_all)]
-    listed = [(keys, i) for i in range(shape.per_all)]
+    numbers = [step * _per_all(shape) + i for i in range(_per_all(shape))]
+    listed = [(keys, i) for i in range(_per_all(shape))]
     ends = [(own, 0, 0), (own, 1, shape.blocks - 1)]
     queries = _own_tokens(shape, ends)
     tokens = _listed_tokens(shape, listed, numbers)
@@ -392,8 +319,8 @@ def _read_all(shape: Shape, given: Any, out: Any, sums: Any, top: Any, total: An
 
 def _read_rows(shape: Shape, table: Any, given: Any, out: Any, sums: Any) -> None:
     """Contexts of some query blocks."""
-    for i in range(shape.per_step):
-        row = pl.program_id(2) * shape.per_step + i
+    for i in range(_per_step(shape)):
+        row = pl.program_id(2) * _per_step(shape) + i
         tile = _row_tile(shape, given, table, row, i)
         kv_SC = tile.listed_SC
         scores_WS = score(given["own"].x[i], kv_SC, tile.allowed, tile.share_1S)
@@ -420,8 +347,8 @@ def _rows_back(shape: Shape, table: Any, given: Any, dq: Any, d_ends: Any) -> No
         d_ends[...] = jnp.zeros(d_ends.shape)
 
     own = given["own"]
-    for i in range(shape.per_step):
-        row = pl.program_id(2) * shape.per_step + i
+    for i in range(_per_step(shape)):
+        row = pl.program_id(2) * _per_step(shape) + i
         tile = _row_tile(shape, given, table, row, i)
         stats = [_column(own.stats[i][k : k + 1]) for k in range(2)]
         q_WC, kv_SC = own.x[i], tile.listed_SC
@@ -441,8 +368,8 @@ def _columns_back(shape: Shape, given: Any, d: Any, dq_ends: Any) -> None:
     def _() -> None:
         dq_ends[...] = jnp.zeros(dq_ends.shape)
 
-    for i in range(shape.per_step):
-        column = step * shape.per_step + i
+    for i in range(_per_step(shape)):
+        column = step * _per_step(shape) + i
         listed = _near(given, shape, i)
         numbers = [0, shape.blocks - 1, *_window(shape, column)]
         tile, part_WC, dscores_WS = _column_part(shape, (given["own"], i), column, listed, numbers)
@@ -450,7 +377,7 @@ def _columns_back(shape: Shape, given: Any, d: Any, dq_ends: Any) -> None:
         part_WC += jnp.where(column == 0, d_ends_WC[0], 0.0)
         part_WC += jnp.where(column == shape.blocks - 1, d_ends_WC[1], 0.0)
         if "source" in given:
-            in_source = step < shape.source // shape.per_step
+            in_source = step < _source(shape) // _per_step(shape)
             part_WC += jnp.where(in_source, given["source"][i], 0.0)
         d[i] = part_WC.astype(d.dtype)
         dq_WC = crossed(dscores_WS[:, : 2 * shape.width], given["own"].x[i])
@@ -544,7 +471,7 @@ def _beside(shape: Shape, first_WC: Array, second_WC: Array) -> Array:
 
 def _near(given: Any, shape: Shape, i: int) -> list[Any]:
     """The global and the neighbouring blocks of a step's block `i`."""
-    tile = [(given["tile"], k) for k in range(shape.per_step)]
+    tile = [(given["tile"], k) for k in range(_per_step(shape))]
     near = [(given["before"], 0), *tile, (given["after"], 0)]
     return [(given["ends"], 0), (given["ends"], 1), *near[i : i + 3]]
 
@@ -600,7 +527,7 @@ def _row(x_W1: Array) -> Array:
 
 def _listed(shape: Shape, blocks: Blocks) -> dict[str, Any]:
     """What the lists of a step's blocks are made of."""
-    count, last = shape.per_step, shape.blocks - 1
+    count, last = _per_step(shape), shape.blocks - 1
 
     def random(i: int, k: int, head: Any, step: Any, table: Any) -> Any:
         return table[((head * shape.blocks) + step * count + i) * shape.random + k]
@@ -656,7 +583,7 @@ def _result(
     whole = jax.ShapeDtypeStruct((shape.batch, shape.heads, blocks, *sizes), dtype)
     if blocks == 2:
         return _Part(whole, 2, _start)
-    return _Part(whole, count or shape.per_step, place or _step)
+    return _Part(whole, count or _per_step(shape), place or _step)
 
 
 def _call(
@@ -704,6 +631,34 @@ def _call(
         interpret=shape.interpret,
         name=f"block_sparse{kernel.__name__}",
     )(*tables, jax.tree.map(lambda part: part.arrays, inputs, is_leaf=is_part))
+
+
+def _per_step(shape: Shape) -> int:
+    """Own blocks of a step."""
+    return _divisor(shape.blocks, min(8, _TOKENS // shape.width))
+
+
+def _per_all(shape: Shape) -> int:
+    """Key blocks of a step of the global query blocks."""
+    return _divisor(shape.blocks, _KEYS // shape.width)
+
+
+def _source(shape: Shape) -> int:
+    """The blocks that random ones are among, in whole steps."""
+    count = _per_step(shape)
+    return min(shape.blocks, -(-shape.reach // count) * count)
+
+
+def _groups(shape: Shape) -> int:
+    """Parts of the heads whose tables fit."""
+    chunks = shape.blocks * shape.random // _READERS + _source(shape)
+    entries = shape.random and max(shape.blocks * shape.random, chunks * (1 + _READERS))
+    fitting = (
+        count
+        for count in range(1, shape.heads)
+        if shape.heads % count == 0 and 4 * entries * shape.heads // count <= _TABLE_BYTES
+    )
+    return next(fitting, shape.heads)
 
 
 def _divisor(total: int, limit: int) -> int:

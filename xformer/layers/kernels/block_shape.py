@@ -1,0 +1,64 @@
+"""The sizes that kernels of block-sparse attention are made for."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Array
+
+from xformer.layers.block_rows import Given, Reading
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes that kernels are made for.
+
+    Attributes:
+        batch: Rows of the batch.
+        heads: Number of heads.
+        blocks: Blocks of a row.
+        width: Tokens of a block.
+        features: Width of a head.
+        random: Random blocks of a query block.
+        reach: The random blocks are among the first this many.
+        repeats: How many more times query blocks read block 0.
+        causal: Whether a query reads only keys at its own place or before it.
+        interpret: Whether to interpret the kernels, for devices that they are not for.
+    """
+
+    batch: int
+    heads: int
+    blocks: int
+    width: int
+    features: int
+    random: int
+    reach: int
+    repeats: int
+    causal: bool
+    interpret: bool
+
+    @classmethod
+    def of(cls, reading: Reading, given: Given, q_BTNH: Array, interpret: bool) -> "Shape":
+        """Those of some queries.
+
+        Args:
+            reading: Who reads whom, the static part.
+            given: Who reads whom, the arrays.
+            q_BTNH: The queries.
+            interpret: As the attribute.
+
+        Returns:
+            The sizes.
+        """
+        batch, length, heads, features = q_BTNH.shape
+        blocks, table = length // reading.block_size, given.random_blocks_NMR
+        return cls(
+            batch=batch,
+            heads=heads,
+            blocks=blocks,
+            width=reading.block_size,
+            features=features,
+            random=0 if table is None else table.shape[2],
+            reach=min(reading.reach or blocks, blocks),
+            repeats=reading.repeats,
+            causal=reading.causal,
+            interpret=interpret,
+        )
