@@ -19,6 +19,7 @@ from xformer.layers.kernels.block_sparse import attend_by_kernels
 from xformer.layers.mask import Mask
 from xformer.partitioning import MeshConfig, Rules, constraints, make_mesh
 from xformer.plan.compilation import QUICK
+from xformer.plan.flops import matrix_flops
 from xformer.plan.topology import Topology
 
 B, N, H, W = 2, 2, 8, 16
@@ -180,6 +181,18 @@ def test_readers_are_the_plan_turned_round(reach, per_chunk):
         assert (rows[:, 0] >= 0).sum() == sum(
             -(-n // per_chunk) for n in np.bincount([key for key, _ in wanted])
         )
+
+
+def test_plans_count_what_kernels_multiply():
+    core, blocks, random = BlockSparse(W, 2), 8, 2
+    mask = Mask(random_blocks_NMR=plan(N, blocks, random))
+    features = 16  # which no kernel widens
+    arrays = [normal(seed, B, blocks * W, N, features) for seed in range(4)]
+    program = jax.make_jaxpr(functools.partial(gradients, by_kernels(core)))(*arrays, mask=mask)
+    product = 2 * B * N * W * W * features
+    lists = blocks * (5 + random) + 2 * blocks  # of the global blocks as well
+    forward, least, most = 2 * lists, 5 * lists, 8 * lists
+    assert (forward + least) * product < matrix_flops(program) < (forward + most) * product
 
 
 def test_kernels_are_an_attention_core():

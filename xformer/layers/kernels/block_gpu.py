@@ -27,6 +27,7 @@ from xformer.layers.kernels.block_shape import Shape
 from xformer.layers.kernels.block_tiles import LOWEST, Tokens, product, readable, score
 
 _PER_PROGRAM = 16  # blocks that a program takes a global block through
+_LEAST_FEATURES = 16  # of a head in a matrix product
 _NEAR = 5  # global and neighbouring blocks of a list, which come first
 
 
@@ -52,6 +53,8 @@ def contexts(
     Returns:
         The contexts in the values' dtype, and the logarithms.
     """
+    features = q_BTNH.shape[3]
+    q_BTNH, k_BTNH, v_BTNH = map(_widened, (q_BTNH, k_BTNH, v_BTNH))
     shape = Shape.of(reading, given, q_BTNH, interpret)
     inputs = {**_masks(given), "q": q_BTNH, "k": k_BTNH, "v": v_BTNH}
     tables = _row_tables(given)
@@ -63,7 +66,7 @@ def contexts(
     weights_BN2CW = jnp.exp(logarithms_BN2CW - ends_BN2W[:, :, :, None])
     ends_BRWNH = jnp.einsum("BNRXW,BRXWNH->BRWNH", weights_BN2CW, _by_program(shape, parts_BTNH, 1))
     sums_BNT = _with_ends(shape, sums_BNT, ends_BN2W, 2)
-    return _with_ends(shape, out_BTNH, ends_BRWNH, 1), sums_BNT
+    return _with_ends(shape, out_BTNH, ends_BRWNH, 1)[..., :features], sums_BNT
 
 
 def gradients(
@@ -94,6 +97,8 @@ def gradients(
     Returns:
         The gradients in the inputs' dtype.
     """
+    features = q_BTNH.shape[3]
+    q_BTNH, k_BTNH, v_BTNH, dout_BTNH = map(_widened, (q_BTNH, k_BTNH, v_BTNH, dout_BTNH))
     shape = Shape.of(reading, given, q_BTNH, interpret)
     inputs = {
         **_masks(given),
@@ -109,13 +114,13 @@ def gradients(
     (parts_BTNH,) = run({}, (jnp.float32,), shared=True)
     dq_BTNH = _with_ends(shape, dq_BTNH, _by_program(shape, parts_BTNH, 1).sum(2), 1)
     run = functools.partial(_call, shape, _key_gradients, inputs)
-    found = run(_column_tables(shape, given), (jnp.float32,) * 2)
     parts = run({}, (jnp.float32,) * 2, shared=True)
-    dk_BTNH, dv_BTNH = (
-        _with_ends(shape, d_BTNH, _by_program(shape, part_BTNH, 1).sum(2), 1, add=True)
-        for d_BTNH, part_BTNH in zip(found, parts, strict=True)
-    )
-    return dq_BTNH, dk_BTNH.astype(k_BTNH.dtype), dv_BTNH.astype(v_BTNH.dtype)
+    dk_ends, dv_ends = (_by_program(shape, part_BTNH, 1).sum(2) for part_BTNH in parts)
+    inputs |= {"dk_ends": _side_by_side(dk_ends), "dv_ends": _side_by_side(dv_ends)}
+    run = functools.partial(_call, shape, _key_gradients, inputs)
+    dk_BTNH, dv_BTNH = run(_column_tables(shape, given), (k_BTNH.dtype, v_BTNH.dtype))
+    dq_BTNH, dk_BTNH, dv_BTNH = (x[..., :features] for x in (dq_BTNH, dk_BTNH, dv_BTNH))
+    return dq_BTNH, dk_BTNH, dv_BTNH
 
 
 @dataclass(frozen=True)
@@ -204,7 +209,17 @@ def _key_gradients(shape: Shape, columns: _List, given: Any, dk: Any, dv: Any) -
         return dk_WH, dv_WH + product(weights_WS.astype(dout_SH.dtype), dout_SH, 0)
 
     zeros = jnp.zeros(k_WH.shape), jnp.zeros(k_WH.shape)
-    dk[...], dv[...] = lax.fori_loop(jnp.int32(0), jnp.int32(columns.count), read, zeros)
+    found = lax.fori_loop(jnp.int32(0), jnp.int32(columns.count), read, zeros)
+    for d, d_WH, more in zip((dk, dv), found, ("dk_ends", "dv_ends"), strict=True):
+        if more in given:
+            last = shape.blocks - 1
+            is_end = ((columns.own == 0) | (columns.own == last)).astype(jnp.float32)
+            end = (columns.own == last).astype(jnp.int32)
+            d_WH += is_end * given[more][_tokens(shape, end), :]
+        d[...] = d_WH.astype(d.dtype)
+
+
+_PRODUCTS = {_contexts: 2, _query_gradients: 3, _key_gradients: 4}
 
 
 def _rows(shape: Shape, given: Any) -> _List:
@@ -325,12 +340,25 @@ def _by_program(shape: Shape, x: Array, axis: int) -> Array:
     return x.reshape(*x.shape[:axis], *sizes, *x.shape[axis + 1 :])
 
 
-def _with_ends(shape: Shape, x: Array, ends: Array, axis: int, add: bool = False) -> Array:
-    """Sets the tokens of the global blocks, or adds to them."""
+def _widened(x_BTNH: Array) -> Array:
+    """Heads with zeros up to a width that programs can hold, a power of two."""
+    features = x_BTNH.shape[3]
+    width = max(_LEAST_FEATURES, 1 << (features - 1).bit_length())
+    return jnp.pad(x_BTNH, ((0, 0), (0, 0), (0, 0), (0, width - features)))
+
+
+def _side_by_side(ends_BRWNH: Array) -> Array:
+    """The tokens of both global blocks in a row."""
+    batch, ends, width, *rest = ends_BRWNH.shape
+    return ends_BRWNH.reshape(batch, ends * width, *rest)
+
+
+def _with_ends(shape: Shape, x: Array, ends: Array, axis: int) -> Array:
+    """Sets the tokens of the global blocks."""
     for end, start in enumerate((0, x.shape[axis] - shape.width)):
         place = *(slice(None),) * axis, slice(start, start + shape.width)
         part = lax.index_in_dim(ends, end, axis, keepdims=False).astype(x.dtype)
-        x = x.at[place].add(part) if add else x.at[place].set(part)
+        x = x.at[place].set(part)
     return x
 
 
@@ -380,18 +408,22 @@ def _call(
     width, features = shape.width, shape.features
     tokens = pl.BlockSpec((None, width, None, features), lambda i, head, row: (row, i, head, 0))
     numbers = pl.BlockSpec((None, None, width), lambda i, head, row: (row, head, i))
+    listed = shape.blocks * (_NEAR + shape.random)
+    work = 2 * shape.blocks if shared else listed
+    shapes = tuple(
+        jax.ShapeDtypeStruct((shape.batch, shape.heads, length), jnp.float32)
+        if dtype is None
+        else jax.ShapeDtypeStruct((shape.batch, length, shape.heads, features), dtype)
+        for dtype in dtypes
+    )
     return pl.pallas_call(
         body,
-        out_shape=tuple(
-            jax.ShapeDtypeStruct((shape.batch, shape.heads, length), jnp.float32)
-            if dtype is None
-            else jax.ShapeDtypeStruct((shape.batch, length, shape.heads, features), dtype)
-            for dtype in dtypes
-        ),
+        out_shape=shapes,
         grid=(count, shape.heads, shape.batch),
         in_specs=[jax.tree.map(whole, inputs) | jax.tree.map(of_head, tables)],
         out_specs=tuple(numbers if dtype is None else tokens for dtype in dtypes),
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
+        cost_estimate=shape.cost(_PRODUCTS[kernel] * work, (inputs, shapes)),
         interpret=shape.interpret,
         name=f"block_sparse{kernel.__name__}",
     )(inputs | tables)

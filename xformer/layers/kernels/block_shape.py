@@ -1,7 +1,11 @@
 """The sizes that kernels of block-sparse attention are made for."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
+import jax
+from jax.experimental import pallas as pl
 from jaxtyping import Array
 
 from xformer.layers.block_rows import Given, Reading
@@ -34,6 +38,24 @@ class Shape:
     repeats: int
     causal: bool
     interpret: bool
+
+    def cost(self, products: int, arrays: Any) -> pl.CostEstimate:
+        """What the compiler and plans are told of a kernel, whose body they see but once.
+
+        Args:
+            products: Products of a block with a block or with its scores, for each row and head.
+            arrays: What is read and written.
+
+        Returns:
+            The operations, exponentials (one for two products) and bytes.
+        """
+        scores = self.batch * self.heads * self.width**2
+        leaves = jax.tree.leaves(arrays)
+        return pl.CostEstimate(
+            flops=2 * products * scores * self.features,
+            transcendentals=products * scores // 2,
+            bytes_accessed=sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves),
+        )
 
     @classmethod
     def of(cls, reading: Reading, given: Given, q_BTNH: Array, interpret: bool) -> "Shape":

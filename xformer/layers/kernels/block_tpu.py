@@ -197,10 +197,12 @@ def _forward(
 ) -> tuple[Float[Array, "B N M W H"], Float[Array, "B N M 1 W"]]:
     """The contexts, and logarithms of the denominators, of packed queries beside zeros."""
     sizes, dtype = (shape.width, shape.features), keys.x.dtype
+    listed = shape.blocks * (5 + shape.random)
     ends = _call(
         shape,
         _read_all,
         shape.blocks // _per_all(shape),
+        4 * shape.blocks,
         {"own": _Part(_ends(queries), 2, _start), "keys": _Part(keys, _per_all(shape), _step)},
         (_result(shape, 2, sizes, dtype, 2, _start), _result(shape, 2, (1, sizes[0]))),
         scratch=[(2 * shape.width, size) for size in (1, 1, shape.features)],
@@ -209,6 +211,7 @@ def _forward(
         shape,
         _read_rows,
         shape.blocks // _per_step(shape),
+        2 * listed,
         {
             "own": _Part(queries, _per_step(shape), _step),
             "ends_out": _Part(ends, 2, _start),
@@ -224,6 +227,7 @@ def _backward(
 ) -> tuple[Float[Array, "B N M W H"], Float[Array, "B N M W C"]]:
     """The gradients of queries, and those of keys beside those of values."""
     sizes, packed = (shape.width, shape.features), (shape.width, 2 * shape.features)
+    listed = shape.blocks * (5 + shape.random)
     dtype, steps = keys.x.dtype, shape.blocks // _per_step(shape)
     added: dict[str, _Part] = {}
     if random_blocks_NMR is not None:
@@ -233,6 +237,7 @@ def _backward(
             shape,
             _readers_back,
             chunks,
+            4 * shape.blocks * shape.random,
             {
                 "own": _Part(keys, 1, functools.partial(_key_of_chunk, chunks)),
                 "listed": [
@@ -259,6 +264,7 @@ def _backward(
         shape,
         _rows_back,
         steps,
+        3 * listed + 4 * shape.blocks,
         {"own": _Part(queries, _per_step(shape), _step), **_listed(shape, keys)},
         (_result(shape, shape.blocks, sizes, dtype), _result(shape, 2, packed)),
         tables=(_table(random_blocks_NMR),),
@@ -268,6 +274,7 @@ def _backward(
         columns,
         _columns_back,
         steps,
+        22 * shape.blocks,
         {
             "own": _Part(keys, _per_step(shape), _step),
             "d_ends": _Part(d_ends, 2, _start),
@@ -590,6 +597,7 @@ def _call(
     shape: Shape,
     kernel: Callable[..., None],
     steps: int,
+    products: int,
     inputs: dict[str, Any],
     results: Sequence[_Part],
     *,
@@ -615,9 +623,11 @@ def _call(
             is_leaf=is_part,
         )
 
+    arrays = jax.tree.map(lambda part: part.arrays, inputs, is_leaf=is_part)
+    shapes = [part.arrays for part in results]
     return pl.pallas_call(
         functools.partial(kernel, shape),
-        out_shape=[part.arrays for part in results],
+        out_shape=shapes,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(tables),
             grid=(shape.batch, shape.heads, steps),
@@ -628,9 +638,10 @@ def _call(
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary")
         ),
+        cost_estimate=shape.cost(products, (arrays, shapes)),
         interpret=shape.interpret,
         name=f"block_sparse{kernel.__name__}",
-    )(*tables, jax.tree.map(lambda part: part.arrays, inputs, is_leaf=is_part))
+    )(*tables, arrays)
 
 
 def _per_step(shape: Shape) -> int:
