@@ -32,14 +32,17 @@ def test_execution_refuses_to_offload_from_unrolled_layers():
 def test_activations_are_offloaded_where_devices_know_such_memory_alone():
     offload = Execution(layers="scan", remat="offload")
     offload.check_devices(jax.devices())
-    device = SimpleNamespace(platform="abacus", addressable_memories=lambda: [])
-    offload.check_devices([device, *jax.devices()])  # one of another process, which does not say
+    silent = SimpleNamespace(platform="abacus", addressable_memories=lambda: [])
+    offload.check_devices([silent, *jax.devices()])
+    offload.check_devices([silent])
+    beads = SimpleNamespace(kind="beads")
+    device = SimpleNamespace(platform="abacus", addressable_memories=lambda: [beads])
     message = (
         r"Execution\.remat='offload' needs memory of the kind 'pinned_host', and devices of the "
-        r"platform 'abacus' have \[\]; set Execution\.remat = 'full'"
+        r"platform 'abacus' have \['beads'\]; set Execution\.remat = 'full'"
     )
     with pytest.raises(ValueError, match=message):
-        offload.check_devices([device])
+        offload.check_devices([device, silent])
     Execution(layers="scan", remat="full").check_devices([device])
 
 

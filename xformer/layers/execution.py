@@ -90,14 +90,14 @@ class Execution:
             devices: The devices of a run, or those of a topology that is compiled for.
 
         Raises:
-            ValueError: if activations shall wait in memory that no device knows; names the key.
+            ValueError: if activations shall wait in memory that the devices lack; names the key.
         """
         if self.remat != "offload":
             return
         devices = list(devices)
-        # A process may not see the memories of the devices of others.
+        # Devices of other processes, and GPUs that are compiled for, do not say what they have.
         found = {memory.kind for device in devices for memory in device.addressable_memories()}
-        if HOST_MEMORY not in found:
+        if found and HOST_MEMORY not in found:
             raise ValueError(
                 f"Execution.remat='offload' needs memory of the kind {HOST_MEMORY!r}, and devices "
                 f"of the platform {devices[0].platform!r} have {sorted(found)}; set "
