@@ -1,12 +1,17 @@
 """What every test runs with: eight simulated CPU devices, strict numerics, a clean gin."""
 
+import atexit
 import functools
 import importlib.metadata
 import json
 import os
 import re
+import shutil
+import tempfile
 from pathlib import Path
 
+# What programs keep between runs goes where nobody finds it again.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="xformer-cache-")
 # Both must be set before JAX is first imported.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
@@ -19,6 +24,7 @@ import jaxtyping
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 def _leave_fields_unchecked(register):

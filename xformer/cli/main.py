@@ -41,6 +41,9 @@ COMMANDS = {
     ),
 }
 
+COMPILING = {"train", "eval", "predict", "generate", "embed"}
+"""The commands that run what JAX has compiled."""
+
 EXIT_CODES = """exit codes:
   0    done
   2    bad input: the message says what to change
@@ -98,7 +101,10 @@ def _dispatch(arguments: list[str]) -> int:
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(COMMANDS)}"
         raise ValueError(f"there is no command {command!r}; {hint}")
     module = importlib.import_module(COMMANDS[command][0])
-    return module.run(_parse(command, module, rest))
+    parsed = _parse(command, module, rest)
+    if command in COMPILING:
+        importlib.import_module("xformer.cli.compiled_programs").keep()
+    return module.run(parsed)
 
 
 def _program_parser() -> argparse.ArgumentParser:
