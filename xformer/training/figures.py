@@ -245,19 +245,20 @@ def as_svg(draw: Draw, title: str, height: float = 3.1) -> str:
     return svg.replace("<svg", f'<svg role="img" aria-label="{title}" fill="var(--ink)"', 1)
 
 
-def as_svg_file(draw: Draw, title: str) -> str:
+def as_svg_file(draw: Draw, title: str, height: float = 3.1) -> str:
     """Draws an SVG file that reads on light and on dark, whatever it is shown on.
 
     Args:
         draw: What to draw.
         title: What it shows, for those who do not see it; no markup.
+        height: Of a width of 5.
 
     Returns:
         The file.
     """
     light, dark = page.color_style(dark=False), page.color_style(dark=True)
     style = f"svg {{ {light} }} @media (prefers-color-scheme: dark) {{ svg {{ {dark} }} }}"
-    svg = as_svg(draw, title)
+    svg = as_svg(draw, title, height)
     end = svg.index(">") + 1
     return f"{svg[:end]}\n<style>{style}</style>{svg[end:]}"
 
