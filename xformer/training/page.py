@@ -148,8 +148,8 @@ dd { margin: 0; font-size: 1.2rem; font-weight: 600; font-variant-numeric: tabul
   overflow-wrap: anywhere; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr));
   gap: 1rem; }
-figure { margin: 0; padding: .75rem; background: var(--card); border: 1px solid var(--grid);
-  border-radius: .5rem; }
+figure { margin: 0; padding: .75rem; max-width: 44rem; background: var(--card);
+  border: 1px solid var(--grid); border-radius: .5rem; }
 figcaption { font-weight: 600; font-size: .9rem; margin-bottom: .25rem; }
 svg { display: block; width: 100%; height: auto; }
 blockquote { margin: 0 0 .75rem; padding: .6rem .8rem; background: var(--card);
