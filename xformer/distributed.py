@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 from jax._src.distributed import global_state
+from jax.experimental import multihost_utils
 
 _SHUTDOWN_TIMEOUT_S = 10
 _POLL_S = 0.05
@@ -254,6 +255,20 @@ def of_first(name: str, value: Any) -> Any:
         PeerError: as `meet`.
     """  # noqa: DOC502
     return meet(name, value if is_first() else None)[0]
+
+
+def on_host(tree: Any) -> Any:
+    """The values of arrays that devices of all processes hold together.
+
+    Args:
+        tree: Arrays; of several processes all must come here, with arrays of the whole mesh.
+
+    Returns:
+        The same tree of NumPy arrays, at every process.
+    """
+    if process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def get(key: str) -> str | None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from xformer.training.checkpoints import complete_steps
-from xformer.training.runlog import read_metrics
+from xformer.training.runlog import read_metrics, read_samples
 from xformer.training.signals import EXIT_PREEMPTED
 
 STEPS = 80
@@ -91,7 +91,7 @@ def start(compilation_cache):
             process.communicate()
 
 
-def outputs(processes, code, timeout_s=120):
+def outputs(processes, code, timeout_s=300):
     """What processes printed that must all end with a code."""
     printed = [process.communicate(timeout=timeout_s)[0] for process in processes]
     codes = [process.returncode for process in processes]
@@ -134,10 +134,13 @@ def shared(run_file, start):
 
 
 def test_two_and_four_processes_train_like_one(run_file, start, shared):
-    file, whole = run_file()
+    file, whole = run_file('Run.sample_prompts = ("The",)')
     outputs(start(file, 1), 0)
     folder, (first, second) = shared
     assert_same_losses(folder, whole)
+    assert [s["continuation"] for s in read_samples(folder)] == [
+        s["continuation"] for s in read_samples(whole)
+    ]
     file, folder_of_four = run_file()
     outputs(start(file, 4), 0)
     assert_same_losses(folder_of_four, whole)
@@ -236,10 +239,15 @@ def truncate(path):
 
 def test_damage_that_one_process_finds_makes_all_go_back_or_none(run_file, start):
     file, folder = run_file(
-        "Run.mesh = @MeshConfig()", "MeshConfig.fsdp = 4", "Checkpoints.keep = 4"
+        "Run.mesh = @MeshConfig()",
+        "MeshConfig.fsdp = 4",
+        "Checkpoints.keep = 4",
+        'Run.sample_prompts = ("The",)',
     )
     outputs(start(file, 2, of_each=steps(40)), 0)
     before, checkpoints = losses(folder), folder / "checkpoints"
+    (sample,) = read_samples(folder)  # of weights that no process has all of
+    assert sample["step"] == 40 and sample["continuation"]
     # Only process 1 reads the parts that its devices hold.
     parts = (checkpoints / "40" / "state" / "ocdbt.process_1" / "d").iterdir()
     truncate(max(parts, key=lambda path: path.stat().st_size))

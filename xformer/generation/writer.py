@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from xformer.distributed import on_host
 from xformer.generation.decode import (
     bucket,
     compiled_search,
@@ -89,7 +89,7 @@ class Writer:
         encoded = [self._encode(text) for text in texts]
         prompts, room = self._prompts(encoded)
         search = compiled_search(self.module, room, self.decoding)
-        found = jax.device_get(search(self.params, prompts, self._limits, key))
+        found = on_host(search(self.params, prompts, self._limits, key))
         new = found.sequences_BS[:, prompts.ids_BP.shape[1] :]
         copies = self.decoding.num_return_sequences
         scores = found.scores.tolist() if self.decoding.beams else [None] * len(new)

@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from xformer import partitioning
+from xformer import distributed, partitioning
 from xformer.data.iterator import BatchIterator
 from xformer.data.mixture import Mixture
 from xformer.data.mixture_quotas import divide
@@ -244,9 +242,9 @@ def results(
         placed = partitioning.global_batch({"rows": rows.astype(np.int32)}, sharding)["rows"]
         pending.append((placed, step(params, partitioning.global_batch(dict(batch), sharding))))
         if len(pending) > _AHEAD:
-            yield _on_host(pending.popleft())
+            yield distributed.on_host(pending.popleft())
     while pending:
-        yield _on_host(pending.popleft())
+        yield distributed.on_host(pending.popleft())
 
 
 def in_order(parts: Iterable[tuple[np.ndarray, Any]], task: Task) -> Outputs:
@@ -275,12 +273,6 @@ def in_order(parts: Iterable[tuple[np.ndarray, Any]], task: Task) -> Outputs:
     if not is_there.all():
         raise ValueError(f"a task needs outputs of all {task.rows} rows, got {is_there.sum()}")
     return found
-
-
-def _on_host(tree: Any) -> Any:
-    if jax.process_count() == 1:
-        return jax.device_get(tree)
-    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def unigram_baseline(run: Run) -> float | None:

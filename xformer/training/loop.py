@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from xformer import distributed, partitioning
 from xformer.data.iterator import BatchIterator
@@ -391,10 +390,6 @@ class _Trainer:
         if not prompts:
             return
         params = own_form(self.plan, self.state).params
-        if distributed.process_count() > 1:  # one process writes, with all the weights
-            params = multihost_utils.process_allgather(params, tiled=True)
-        if not distributed.is_first():
-            return
         continuations = continue_prompts(
             self.run,
             params,
