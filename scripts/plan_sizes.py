@@ -14,6 +14,7 @@ Examples:
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
@@ -280,8 +281,8 @@ TABLES: dict[str, tuple[Callable[[], list[Case]], Callable]] = {
 }
 
 
-def main() -> None:
-    """Makes the plans that are missing, and prints the table of all."""
+def main() -> int:
+    """Makes the plans that are missing, and prints the table of all, or of those until Ctrl-C."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -296,12 +297,18 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     make, write = TABLES[args.table]
     cases = make()
-    plans = [kept(case, args.quick, folder) for case in cases]
-    print(markdown(write(cases, plans)))
+    plans: list[dict[str, Any]] = []
+    with contextlib.suppress(KeyboardInterrupt):
+        plans.extend(kept(case, args.quick, folder) for case in cases)
+    print(markdown(write(cases[: len(plans)], plans)))
+    if len(plans) < len(cases):
+        print(f"interrupted: {len(plans)} of {len(cases)} plans", file=sys.stderr)
+        return 130
     if args.svg:
         args.svg.mkdir(parents=True, exist_ok=True)
         draw(args.svg, cases, plans)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

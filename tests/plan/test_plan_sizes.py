@@ -28,18 +28,23 @@ def script(monkeypatch):
 def run(script, invented, monkeypatch, tmp_path):
     """Runs it with plans that are made up, and counts these; on 256 chips one is refused."""
     made = []
+    stop_at = None
 
     def measure(run, topology, *, length, quick):
         made.append(topology.name)
         if topology.chips == 256 and topology.chip.name == "v5e":
             raise ValueError("the compiler crashed")
+        if topology.name == stop_at:
+            raise KeyboardInterrupt
         return dataclasses.replace(invented, topology=topology, batch_size=run.batch_size)
 
     monkeypatch.setattr(script, "measure_apart", measure)
 
-    def call(*arguments):
+    def call(*arguments, stop=None):
+        nonlocal stop_at
+        stop_at = stop
         monkeypatch.setattr(sys, "argv", ["plan_sizes", *arguments, "--out", str(tmp_path)])
-        script.main()
+        call.code = script.main()
         return made
 
     return call
@@ -101,6 +106,16 @@ def test_plans_are_kept_and_not_made_again(script, run, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == table
     run("scaling")
     assert len(made) == 8 + 2 + 8  # the full plans are others
+
+
+def test_an_interrupt_shows_what_there_is_and_the_next_call_goes_on(run, capsys):
+    made = run("scaling", stop="v5p:2x2x4")
+    said = capsys.readouterr()
+    assert run.code == 130 and "interrupted: 4 of 8 plans" in said.err
+    assert len(said.out.splitlines()) == 2 + 4
+    run("scaling")
+    assert run.code == 0 and made[5:] == ["v5p:2x2x4", "v5p:4x4x4", "v5p:4x8x8", "v5p:8x8x16"]
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 8
 
 
 def test_the_table_of_published_sizes_has_one_row_for_each_plan(script, run, capsys):
