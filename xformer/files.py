@@ -9,7 +9,7 @@ from typing import Any
 MAX_JSON_VALUES = 1_250_000  # a tokenizer of 256,000 pieces has up to 1,050,000
 
 
-def check_mounted(path: str, key: str) -> None:
+def check_mounted(path: str | os.PathLike[str], key: str) -> None:
     """Refuses the address of a bucket, which would be taken for a folder of that name.
 
     Args:
@@ -19,7 +19,7 @@ def check_mounted(path: str, key: str) -> None:
     Raises:
         ValueError: if it begins like "gs://".
     """
-    if "://" in path:
+    if "://" in str(path):
         raise ValueError(
             f"{key} must be a path, got {path!r}; mount the bucket (gcsfuse does it) and give its "
             "path there"
