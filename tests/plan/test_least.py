@@ -63,6 +63,16 @@ def test_half_the_bytes_are_sent_in_half_the_precision():
     }
 
 
+def test_gradients_are_scattered_in_their_own_precision():
+    half = ("Run.execution=@Execution()", 'Execution.dtype="bfloat16"')
+    found = exchanges("quickstart", *SMALL, *half, length=64, data=2, fsdp=4)
+    whole = exchanges(
+        "quickstart", *SMALL, *half, length=64, data=2, fsdp=4, gradient_dtype="float32"
+    )
+    gradients = {"reduce-scatter", "all-reduce"}
+    assert whole == {key: size * (2 if key[0] in gradients else 1) for key, size in found.items()}
+
+
 def test_copies_add_up_their_parts_of_the_gradients():
     found = exchanges("quickstart", *SMALL, length=64, data=2, fsdp=4)
     assert found["all-reduce", "data"] == 4 * SPLIT // 4

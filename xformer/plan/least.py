@@ -9,8 +9,9 @@
     activations over tensor         the results of every product with a matrix whose inputs are
                                     split, added up forward, and those of its gradient backward
 
-All in the compute dtype. What a step recomputes is not counted, nor what attention reads of tokens
-on other devices, which block-sparse attention keeps far below the weights.
+All in the compute dtype, gradients of weights in `MeshConfig.gradient_dtype`. What a step
+recomputes is not counted, nor what attention reads of tokens on other devices, which block-sparse
+attention keeps far below the weights.
 """
 
 import math
@@ -19,6 +20,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from xformer.plan.hlo import BETWEEN_SLICES, Collective
@@ -42,6 +44,7 @@ def least(
         One for every kind and group, the largest first; what one device does in a whole step.
     """
     size = run.execution.compute_dtype.itemsize
+    summed = jnp.dtype(run.mesh.gradient_dtype or run.execution.compute_dtype).itemsize
     parts, mesh = run.accumulation_steps, design.mesh
     sums: dict[tuple[str, tuple[str, ...]], int] = defaultdict(int)
     params = jax.tree_util.tree_leaves_with_path(design.shapes.params)
@@ -63,13 +66,12 @@ def least(
             sums["all-to-all", gathered] += 2 * parts * array
         elif not is_table or is_tied:
             sums["all-gather", gathered] += 2 * parts * array
-            sums["reduce-scatter", gathered] += parts * array
+            sums["reduce-scatter", gathered] += parts * array // size * summed
         other = tuple(axis for axis in mesh.shape if axis in rowwise and axis not in gathered)
-        held = math.prod(leaf.sharding.shard_shape(leaf.shape)) * size
-        sums["all-reduce", other] += held
-        if summed := _summed(leaf.sharding.spec, axes, rowwise):
+        sums["all-reduce", other] += math.prod(leaf.sharding.shard_shape(leaf.shape)) * summed
+        if inputs := _split_inputs(leaf.sharding.spec, axes, rowwise):
             layers = leaf.shape[0] if axes[0] == "layers" else 1
-            sums["all-reduce", summed] += 2 * layers * rows * width
+            sums["all-reduce", inputs] += 2 * layers * rows * width
     found: dict[tuple[str, str], Collective] = {}
     for (kind, over), total in sums.items():
         for one in _collectives(kind, over, total, mesh, run.mesh.slices):
@@ -94,7 +96,7 @@ def _collectives(
     return [Collective(kind, "+".join(axes), group, total)] if group > 1 and total else []
 
 
-def _summed(spec: PartitionSpec, axes: tuple[Any, ...], rowwise: set[str]) -> tuple[str, ...]:
+def _split_inputs(spec: PartitionSpec, axes: tuple[Any, ...], rowwise: set[str]) -> tuple[str, ...]:
     """The mesh axes along which products with an array must be added up: those of its inputs."""
     if "embed" not in axes[1:]:
         return ()
