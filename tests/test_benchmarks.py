@@ -90,7 +90,7 @@ def test_what_another_model_computes_is_not_compared():
 def test_ratios_are_those_of_turns_and_per_unit():
     from comparing.case import Goal
 
-    goals = [Goal("peer", 2.0, 4.0), Goal("peer", 1.0, 2.0, "temporary")]
+    goals = [Goal("peer", 2.0, 4.0), Goal("peer", 1.0, 2.0, measure="temporary")]
     found = record(side((1.0, 2.0, 3.0)), side((3.0, 4.0, 30.0), temporary=400), *goals)
     assert [one["ratio"] for one in found["goals"]] == [3.0, 0.8]
     assert found["goals"][0]["quartiles"] == [2.5, 6.5]

@@ -75,14 +75,16 @@ class Goal:
 
     Attributes:
         peer: The side.
-        at_least: The least that is good enough.
-        aim: What is hoped for.
+        at_least: The least that is good enough; None where the ratio is only shown.
+        aim: What is hoped for; None if that is `of_limit`, or nothing.
+        of_limit: The share of the machine's limit that is hoped for.
         measure: "seconds", "temporary" (bytes) or "compile" (seconds).
     """
 
     peer: str
-    at_least: float
-    aim: float
+    at_least: float | None = None
+    aim: float | None = None
+    of_limit: float | None = None
     measure: str = "seconds"
 
 

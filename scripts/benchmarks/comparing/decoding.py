@@ -17,7 +17,7 @@ def cases(
     label: str,
     cls: str,
     config_of: Callable[[Setting], Any],
-    goals: Mapping[int, tuple[float, float]],
+    goals: Mapping[int, Goal],
 ) -> list[Case]:
     """The cases of a family.
 
@@ -26,13 +26,13 @@ def cases(
         label: What the model is called.
         cls: The class that generates.
         config_of: Makes the architecture.
-        goals: What shall be reached at least, and is hoped for, by the number of rows.
+        goals: What shall be reached, by the number of rows.
 
     Returns:
         A case for each number of rows.
     """
     made = []
-    for rows, (at_least, aim) in goals.items():
+    for rows, goal in goals.items():
         given = {"rows": rows, "cls": cls, "config_of": config_of}
         sides = {
             OURS: Side(functools.partial(ours, **given)),
@@ -43,7 +43,7 @@ def cases(
                 f"{family}-decode-{rows}",
                 f"{label} decode {PROMPT}+{NEW}, batch {rows}",
                 sides,
-                (Goal("PyTorch", at_least, aim),),
+                (goal,),
                 tolerance=0.0,
                 note="Greedy; whole calls, prompts included; the limit is that of new tokens.",
             )

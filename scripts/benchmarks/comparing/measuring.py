@@ -231,5 +231,6 @@ def goal_record(goal: Goal, sides: Mapping[str, dict[str, Any]]) -> dict[str, An
         "quartiles": [float(one) for one in np.percentile(ratios, (25, 75))],
         "at_least": goal.at_least,
         "aim": goal.aim,
-        "met": ratio >= goal.at_least,
+        "of_limit": goal.of_limit,
+        "met": None if goal.at_least is None else ratio >= goal.at_least,
     }

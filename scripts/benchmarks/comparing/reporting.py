@@ -45,9 +45,9 @@ def rows(records: Iterable[Record]) -> list[tuple[str, ...]]:
                     record["work"],
                     f"{goal['peer']}, {_MEASURES[measure]}",
                     ratio(goal),
-                    f"{goal['at_least']:.3g}",
-                    f"{goal['aim']:.3g}",
-                    "met" if goal["met"] else "missed",
+                    f"{goal['at_least']:.3g}" if goal["at_least"] else "",
+                    aim(goal),
+                    {True: "met", False: "missed", None: ""}[goal["met"]],
                     amount(ours, measure),
                     amount(theirs, measure),
                     of_limit,
@@ -61,6 +61,23 @@ def ratio(goal: Record) -> str:
     low, high = goal["quartiles"]
     spread = f" ({low:.2f}-{high:.2f})" if high > low else ""
     return f"{goal['ratio']:.2f}{spread}"
+
+
+def aim(goal: Record) -> str:
+    """What is hoped for."""
+    if goal["of_limit"]:
+        return f"{goal['of_limit']:.0%} of the limit"
+    return f"{goal['aim']:.3g}" if goal["aim"] else ""
+
+
+def wanted(records: Iterable[Record]) -> list[tuple[str, Record]]:
+    """The goals that there is a least for, and their work."""
+    return [
+        (record["work"], goal)
+        for record in records
+        for goal in record.get("goals", ())
+        if goal["at_least"]
+    ]
 
 
 def summary(record: Record) -> str:
@@ -87,10 +104,18 @@ def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join([shown[0], "|" + "---|" * len(head), *shown[1:]])
 
 
+def notes(records: Iterable[Record]) -> list[str]:
+    """The notes, each with what it is about."""
+    about: dict[str, list[str]] = {}
+    for record in records:
+        if record["note"]:
+            about.setdefault(record["note"], []).append(record["work"])
+    return [f"{'; '.join(works)}: {note}" for note, works in about.items()]
+
+
 def document(records: Sequence[Record], machine: Record) -> str:
     """What a document shows between its marks: where and when, the table, and the notes."""
-    notes = dict.fromkeys(f"{one['work']}: {one['note']}" for one in records if one.get("note"))
-    listed = "\n".join(f"- {note}" for note in notes)
+    listed = "\n".join(f"- {note}" for note in notes(records))
     return f"{where(machine)}.\n\n{markdown(HEAD, rows(records))}\n\n{listed}"
 
 
@@ -142,7 +167,7 @@ def picture(records: Iterable[Record], title: str) -> str:
 
 def bars(records: Iterable[Record]) -> tuple[Any, float]:
     """What to draw, and how high: bars from 1, those on the right good, and a line at each goal."""
-    goals = [(record["work"], goal) for record in records for goal in record.get("goals", ())]
+    goals = wanted(records)
     names = [f"{work}\n{goal['peer']}, {_MEASURES[goal['measure']]}" for work, goal in goals]
 
     def draw(axes: Any, colors: Any) -> None:
@@ -187,15 +212,14 @@ def html(records: Sequence[Record], machine: Record) -> str:
     """
     from xformer.training import figures
 
-    goals = [goal for record in records for goal in record.get("goals", ())]
-    met = sum(goal["met"] for goal in goals)
+    goals = wanted(records)
+    met = sum(goal["met"] for _, goal in goals)
     tone = "good" if met == len(goals) and goals else "bad"
     title = "xformer beside its peers"
     draw, height = bars(records)
     svg = figures.as_svg(draw, page.text(title), height)
     table = {f"{place}": row for place, row in enumerate(rows(records), 1)}
-    notes = sorted({f"{one['work']}: {one['note']}" for one in records if one["note"]})
-    listed = "".join(f"<li>{page.text(note)}</li>" for note in notes)
+    listed = "".join(f"<li>{page.text(note)}</li>" for note in notes(records))
     lines = [f"<p>{page.text(where(machine))}</p>"]
     parts = [
         page.header(title, f"{met} of {len(goals)} met", tone, lines),

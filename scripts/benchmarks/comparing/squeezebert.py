@@ -127,7 +127,7 @@ def forward_case(rows: int) -> Case:
             "PyTorch BERT": Side(functools.partial(bert_forward, rows=rows), another=True),
             "xformer, dense": Side(functools.partial(dense_forward, rows=rows), another=True),
         },
-        (Goal("PyTorch", 1.35, 1.6), Goal("PyTorch BERT", 2.9, 3.3)),
+        (Goal("PyTorch", 1.35, 1.6), Goal("PyTorch BERT", 2.9, 3.3), Goal("xformer, dense")),
         note="BERT-base, and SqueezeBERT with one group, are other models of the same size.",
     )
 

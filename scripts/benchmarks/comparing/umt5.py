@@ -134,5 +134,11 @@ CASES = [
         (Goal("PyTorch", 1.25, 1.5),),
         tolerance=1e-3,
     ),
-    *decoding.cases("umt5", "UMT5-small", _CLASS, config_of, {1: (2.0, 2.5), 8: (1.5, 2.0)}),
+    *decoding.cases(
+        "umt5",
+        "UMT5-small",
+        _CLASS,
+        config_of,
+        {1: Goal("PyTorch", 2.0, 2.5), 8: Goal("PyTorch", 1.5, 2.0)},
+    ),
 ]

@@ -149,7 +149,7 @@ class Memory:
 
     def __init__(self) -> None:
         """Begins to watch."""
-        # What building took is forgotten, where Linux lets a process do so.
+        # What building took is forgotten, where Linux lets a process do so; of a GPU JAX does not.
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
 
