@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import NamedSharding, PartitionSpec
 
 from xformer import partitioning
@@ -23,6 +25,7 @@ from xformer.plan.flops import matrix_flops
 from xformer.plan.topology import Topology
 
 B, N, H, W = 2, 2, 8, 16
+DROPOUT = {"dropout_rate": 0.3, "key": jax.random.key(3)}
 
 
 def normal(seed, *shape):
@@ -154,13 +157,13 @@ def test_devices_take_their_rows_and_heads(rows, heads):
 
     def run(arrays, mask):
         with constraints(Rules()):
-            return gradients(by_kernels(core), *arrays, mask=mask)
+            return gradients(by_kernels(core), *arrays, mask=mask, **DROPOUT)
 
     run = partitioning.jit(
         mesh, run, in_shardings=(place, partitioning.replicated(mesh)), out_shardings=place
     )
     compiled = run.lower(arrays, mask).compile()
-    expected = jax.jit(functools.partial(defined, core))(*arrays, mask=mask)
+    expected = jax.jit(functools.partial(gradients, core, **DROPOUT))(*arrays, mask=mask)
     assert_equal(compiled(arrays, mask), expected)
     for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
         assert collective not in compiled.as_text()
@@ -171,12 +174,16 @@ def test_readers_are_the_plan_turned_round(reach, per_chunk):
     random, blocks = 3, 9
     table = plan(N, blocks, random, reach)
     found = readers(table, reach, per_chunk)
-    assert found.rows_NKR.shape == (N, 7 * 3 // per_chunk + reach, per_chunk)
+    assert found.entries_NKR.shape == (N, 7 * 3 // per_chunk + reach, per_chunk)
     for head in range(N):
-        keys, rows = np.asarray(found.keys_NK[head]), np.asarray(found.rows_NKR[head])
+        keys, rows = np.asarray(found.keys_NK[head]), np.asarray(found.entries_NKR[head])
         assert (np.diff(keys) >= 0).all() and set(keys) == set(range(reach))
         read = [(key, row) for key, chunk in zip(keys, rows, strict=True) for row in chunk]
-        wanted = [(int(k), row) for row in range(1, blocks - 1) for k in table[head, row]]
+        wanted = [
+            (int(table[head, row, k]), row * random + k)
+            for row in range(1, blocks - 1)
+            for k in range(random)
+        ]
         assert sorted(pair for pair in read if pair[1] >= 0) == sorted(wanted)
         assert (rows[:, 0] >= 0).sum() == sum(
             -(-n // per_chunk) for n in np.bincount([key for key, _ in wanted])
@@ -200,22 +207,44 @@ def test_kernels_are_an_attention_core():
 
 
 @pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize("kernels", [block_tpu, block_gpu], ids=["tpu", "gpu"])
+@pytest.mark.parametrize("name", ["the first block again and again", "documents of a decoder"])
+def test_dropout_is_that_of_other_programs(name, kernels, monkeypatch):
+    monkeypatch.setattr(block_sparse, "_INTERPRETED", kernels)
+    core, length, mask = situation(name)
+    arrays = [normal(seed, B, length, N, H) for seed in range(4)]
+    run = functools.partial(gradients, mask=mask, **DROPOUT)
+    expected = jax.jit(functools.partial(run, core))(*arrays)
+    assert_equal(jax.jit(functools.partial(run, by_kernels(core)))(*arrays), expected)
+    whole = by_kernels(core)(*arrays[:3], mask=mask).context_BTNH
+    assert abs(whole - expected[1]).max() > 0.1
+
+
+@pytest.mark.usefixtures("small_steps")
 def test_heads_take_turns_where_their_tables_do_not_fit(monkeypatch):
     monkeypatch.setattr(block_tpu, "_TABLE_BYTES", 4 * 8 * 2)
     core, length, mask = situation("documents of a decoder")
     arrays = [normal(seed, B, length, N, H) for seed in range(4)]
-    run = jax.jit(functools.partial(gradients, by_kernels(core)))
-    assert_equal(
-        run(*arrays, mask=mask), jax.jit(functools.partial(defined, core))(*arrays, mask=mask)
-    )
+    run = functools.partial(gradients, mask=mask, **DROPOUT)
+    expected = jax.jit(functools.partial(run, core))(*arrays)
+    assert_equal(jax.jit(functools.partial(run, by_kernels(core)))(*arrays), expected)
 
 
-def test_dropout_split_tokens_and_narrow_blocks_are_refused():
+@pytest.mark.usefixtures("small_steps")
+def test_kernels_for_tpus_read_nothing_that_was_not_written(monkeypatch):
+    params = pltpu.InterpretParams(uninitialized_memory="nan", out_of_bounds_reads="raise")
+    call = pl.pallas_call
+    monkeypatch.setattr(pl, "pallas_call", lambda *a, **k: call(*a, **k | {"interpret": params}))
+    core, length, mask = situation("three blocks")
+    mask = Mask(random_blocks_NMR=plan(N, 3, 2))
+    arrays = [normal(seed, 1, length, N, H) for seed in range(4)]
+    found = jax.jit(functools.partial(gradients, by_kernels(core)))(*arrays, mask=mask)
+    assert_equal(found, jax.jit(functools.partial(defined, core))(*arrays, mask=mask))
+
+
+def test_split_tokens_and_narrow_blocks_are_refused():
     core, length, mask = situation("padding")
     arrays = [normal(seed, B, length, N, H) for seed in range(3)]
-    message = r'"pallas" drops no attention probabilities, .* set attention_probs_dropout_prob to 0'
-    with pytest.raises(ValueError, match=message):
-        by_kernels(core)(*arrays, mask=mask, dropout_rate=0.1, key=jax.random.key(0))
     with pytest.raises(ValueError, match="block_size to be a power of two from 16 on, got 8; set"):
         by_kernels(BlockSparse(8, 2))(*arrays, mask=Mask())
     mesh = make_mesh(MeshConfig(1, sequence=2), jax.devices()[:2])
@@ -235,7 +264,7 @@ def compiled(topology, core, dtype, batch=2, length=4096, width=64):
 
     def run(arrays, mask):
         with constraints(Rules()):
-            return gradients(core, *arrays, mask=mask)
+            return gradients(core, *arrays, mask=mask, **DROPOUT)
 
     run = partitioning.jit(
         mesh, run, in_shardings=(place, partitioning.replicated(mesh)), out_shardings=place

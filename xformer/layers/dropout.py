@@ -56,9 +56,24 @@ def hashed_factors(
     free = [size if count == 1 else 1 for size, count in zip(shape, seeded, strict=True)]
     places = lax.iota(jnp.uint32, math.prod(free)).reshape(free)
     first, second = (seeds[..., i].reshape(seeded) for i in range(2))
+    return jnp.broadcast_to(factors_at(places, first, second, rate), shape)
+
+
+def factors_at(places: Array, first: Array, second: Array, rate: float) -> Float[Array, "..."]:
+    """Factors of a dropout at some places: 0 or 1 / (1 - rate).
+
+    Args:
+        places: Places among those that share a seed, uint32.
+        first: First random words of the seeds, uint32; they broadcast to the places.
+        second: Their second words.
+        rate: Probability of a zero, in [0, 1).
+
+    Returns:
+        An array of float32.
+    """
     bits = _mixed(_mixed(places ^ first) ^ second)
     dropped = bits < jnp.uint32(int(rate * 2**32))
-    return jnp.broadcast_to(jnp.where(dropped, 0.0, 1.0 / (1.0 - rate)), shape)
+    return jnp.where(dropped, 0.0, 1.0 / (1.0 - rate))
 
 
 def numbered_seeds(seed_2: UInt32[Array, "2"], numbers_K: Int[Array, " K"]) -> UInt32[Array, "K 2"]:

@@ -19,16 +19,16 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from xformer.layers.block_rows import Given, Reading
+from xformer.layers.kernels.block_dropout import Draw, factors, of_end, of_row, turned
 from xformer.layers.kernels.block_readers import sorted_readers
-from xformer.layers.kernels.block_shape import Shape
+from xformer.layers.kernels.block_shape import NEAR, Shape
 from xformer.layers.kernels.block_tiles import LOWEST, Tokens, product, readable, score
 
 _PER_PROGRAM = 16  # blocks that a program takes a global block through
 _LEAST_FEATURES = 16  # of a head in a matrix product
-_NEAR = 5  # global and neighbouring blocks of a list, which come first
 
 
 def contexts(
@@ -39,6 +39,7 @@ def contexts(
     v_BTNH: Float[Array, "B T N H"],
     *,
     interpret: bool,
+    draws: Int[Array, " K"] | None = None,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
     """The contexts, and logarithms of the softmax's denominators in float32.
 
@@ -49,6 +50,7 @@ def contexts(
         k_BTNH: Keys.
         v_BTNH: Values.
         interpret: Whether to interpret the kernels, for devices that are no GPUs.
+        draws: For dropout: see `xformer.layers.kernels.block_dropout.draws`.
 
     Returns:
         The contexts in the values' dtype, and the logarithms.
@@ -56,7 +58,7 @@ def contexts(
     features = q_BTNH.shape[3]
     q_BTNH, k_BTNH, v_BTNH = map(_widened, (q_BTNH, k_BTNH, v_BTNH))
     shape = Shape.of(reading, given, q_BTNH, interpret)
-    inputs = {**_masks(given), "q": q_BTNH, "k": k_BTNH, "v": v_BTNH}
+    inputs = {**_masks(given, draws), "q": q_BTNH, "k": k_BTNH, "v": v_BTNH}
     tables = _row_tables(given)
     run = functools.partial(_call, shape, _contexts, inputs)
     out_BTNH, sums_BNT = run(tables, (v_BTNH.dtype, None))
@@ -80,6 +82,7 @@ def gradients(
     means_BNT: Float[Array, "B N T"],
     *,
     interpret: bool,
+    draws: Int[Array, " K"] | None = None,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N H"], Float[Array, "B T N H"]]:
     """The gradients of queries, keys and values.
 
@@ -93,6 +96,7 @@ def gradients(
         sums_BNT: Logarithms of the softmax's denominators.
         means_BNT: Products of the contexts with their gradients.
         interpret: Whether to interpret the kernels, for devices that are no GPUs.
+        draws: For dropout: see `xformer.layers.kernels.block_dropout.draws`.
 
     Returns:
         The gradients in the inputs' dtype.
@@ -101,7 +105,7 @@ def gradients(
     q_BTNH, k_BTNH, v_BTNH, dout_BTNH = map(_widened, (q_BTNH, k_BTNH, v_BTNH, dout_BTNH))
     shape = Shape.of(reading, given, q_BTNH, interpret)
     inputs = {
-        **_masks(given),
+        **_masks(given, draws),
         "q": q_BTNH,
         "k": k_BTNH,
         "v": v_BTNH,
@@ -132,12 +136,22 @@ class _List:
         count: Length of the list.
         number: From a place in the list to the number of the block there; -1 for none.
         share: From a place in the list to the logarithm of how often a key there is read.
+        draw: From a place in the list and the number of the block there to how its factors of the
+            dropout are drawn.
     """
 
     own: Array
     count: Array | int
     number: Callable[[Array], Array]
     share: Callable[[Array], Array]
+    draw: Callable[[Array, Array], Draw]
+
+    def dropped(self, shape: Shape, given: Any, place: Array, number: Array, x_WS: Array) -> Array:
+        """What dropout leaves of numbers of a tile."""
+        if not shape.dropout:
+            return x_WS
+        draw = self.draw(place, jnp.maximum(number, 0))
+        return x_WS * factors(shape, given["draws"], [draw], shape.width)
 
 
 def _contexts(shape: Shape, rows: _List, given: Any, out: Any, sums: Any) -> None:
@@ -154,9 +168,11 @@ def _contexts(shape: Shape, rows: _List, given: Any, out: Any, sums: Any) -> Non
         scores_WS = score(q_WH, given["k"][here, :], allowed, rows.share(place))
         higher_W1 = jnp.maximum(top_W1, scores_WS.max(1)[:, None])
         weights_WS, kept_W1 = jnp.exp(scores_WS - higher_W1), jnp.exp(top_W1 - higher_W1)
+        total_W1 = total_W1 * kept_W1 + weights_WS.sum(1)[:, None]
+        weights_WS = rows.dropped(shape, given, place, number, weights_WS)
         v_SH = given["v"][here, :]
         context_WH = context_WH * kept_W1 + product(weights_WS.astype(v_SH.dtype), v_SH, 0)
-        return higher_W1, total_W1 * kept_W1 + weights_WS.sum(1)[:, None], context_WH
+        return higher_W1, total_W1, context_WH
 
     state = jnp.full((shape.width, 1), LOWEST), jnp.zeros((shape.width, 1)), jnp.zeros(q_WH.shape)
     top_W1, total_W1, context_WH = lax.fori_loop(jnp.int32(0), jnp.int32(rows.count), read, state)
@@ -180,7 +196,9 @@ def _query_gradients(shape: Shape, rows: _List, given: Any, dq: Any) -> None:
         k_SH = given["k"][here, :]
         scores_WS = score(q_WH, k_SH, allowed, rows.share(place))
         weights_WS = jnp.where(allowed, jnp.exp(scores_WS - sums_W1), 0.0)
-        dscores_WS = weights_WS * (product(dout_WH, given["v"][here, :], 1) - means_W1)
+        dweights_WS = product(dout_WH, given["v"][here, :], 1)
+        dweights_WS = rows.dropped(shape, given, place, number, dweights_WS)
+        dscores_WS = weights_WS * (dweights_WS - means_W1)
         return dq_WH + product(dscores_WS.astype(k_SH.dtype), k_SH, 0)
 
     dq[...] = lax.fori_loop(
@@ -203,8 +221,10 @@ def _key_gradients(shape: Shape, columns: _List, given: Any, dk: Any, dv: Any) -
         q_SH, dout_SH = given["q"][here, :], given["dout"][here, :]
         scores_WS = score(k_WH, q_SH, allowed, columns.share(place))
         weights_WS = jnp.where(allowed, jnp.exp(scores_WS - given["sums"][here][None]), 0.0)
-        dweights_WS = product(v_WH, dout_SH, 1)
+        drop = functools.partial(columns.dropped, shape, given, place, number)
+        dweights_WS = drop(product(v_WH, dout_SH, 1))
         dscores_WS = weights_WS * (dweights_WS - given["means"][here][None])
+        weights_WS = drop(weights_WS)
         dk_WH += product(dscores_WS.astype(q_SH.dtype), q_SH, 0)
         return dk_WH, dv_WH + product(weights_WS.astype(dout_SH.dtype), dout_SH, 0)
 
@@ -224,45 +244,63 @@ _PRODUCTS = {_contexts: 2, _query_gradients: 3, _key_gradients: 4}
 
 def _rows(shape: Shape, given: Any) -> _List:
     """What a block of queries reads; nothing if it is global."""
-    row = pl.program_id(0)
+    row, among = pl.program_id(0), _among(given)
     random = shape.random
 
     def number(place: Array) -> Array:
         found = _near(shape, row, place)
         if random:
-            chosen = given["random"][row * random + jnp.maximum(place - _NEAR, 0)]
-            found = _select(place < _NEAR, found, chosen)
+            chosen = given["random"][row * random + jnp.maximum(place - NEAR, 0)]
+            found = _select(place < NEAR, found, chosen)
         return found
 
     is_inner = (row > 0) & (row < shape.blocks - 1)
-    count = _select(is_inner, _NEAR + random, 0)
-    return _List(row, count, number, lambda place: _share(shape, place == 0))
+    count = _select(is_inner, shape.listed, 0)
+
+    def draw(place: Array, number: Array) -> Draw:
+        return of_row(shape, among, row, place)
+
+    return _List(row, count, number, lambda place: _share(shape, place == 0), draw)
 
 
 def _columns(shape: Shape, given: Any) -> _List:
     """The global queries, the window and the random readers that read a block of keys."""
-    column = pl.program_id(0)
-    count: Any = _NEAR
+    column, among = pl.program_id(0), _among(given)
+    count: Any = NEAR
     if shape.random:
         start = given["bounds"][column]
-        count = _NEAR + given["bounds"][column + 1] - start
+        count = NEAR + given["bounds"][column + 1] - start
+
+    def reader(place: Array) -> Array:
+        last = given["readers"].shape[0] - 1
+        return given["readers"][jnp.minimum(start + jnp.maximum(place - NEAR, 0), last)]
 
     def number(place: Array) -> Array:
         found = _near(shape, column, place)
         if shape.random:
-            last = given["readers"].shape[0] - 1
-            entry = jnp.minimum(start + jnp.maximum(place - _NEAR, 0), last)
-            reader = given["readers"][entry]
-            found = _select(place < _NEAR, found, reader)
+            found = _select(place < NEAR, found, lax.div(reader(place), shape.random))
         return found
 
-    return _List(column, count, number, lambda place: jnp.float32(0))
+    def draw(place: Array, row: Array) -> Draw:
+        entry = 3 + column - row
+        if shape.random:
+            chosen = NEAR + reader(place) - row * shape.random
+            entry = _select(place < NEAR, entry, chosen)
+        of_all = of_end(shape, among, place, column)
+        of_one = of_row(shape, among, row, entry)
+        start, step, own_step, seed = (
+            _select(place < 2, *one) for one in zip(of_all, of_one, strict=True)
+        )
+        return turned(Draw(start, step, own_step, seed))
+
+    return _List(column, count, number, lambda place: jnp.float32(0), draw)
 
 
 def _share_of_all(shape: Shape, given: Any, of_keys: bool) -> _List:
     """A program's share of what a global block reads, or of the other blocks that read it."""
     programs, last = _programs(shape), shape.blocks - 1
     end, program = pl.program_id(0) // programs, pl.program_id(0) % programs
+    among = _among(given)
 
     def number(place: Array) -> Array:
         found = program * _PER_PROGRAM + place
@@ -272,7 +310,20 @@ def _share_of_all(shape: Shape, given: Any, of_keys: bool) -> _List:
     def share(place: Array) -> Array:
         return _share(shape, (end == 0) & of_keys)
 
-    return _List(end * last, _PER_PROGRAM, number, share)
+    def draw(place: Array, number: Array) -> Draw:
+        if of_keys:
+            return turned(of_row(shape, among, number, end))
+        return of_end(shape, among, end, number)
+
+    return _List(end * last, _PER_PROGRAM, number, share, draw)
+
+
+def _among(given: Any) -> Array | int:
+    """Number of the row of the batch and the head, among those of all devices; for dropout."""
+    if "draws" not in given:
+        return 0
+    first_row, first_head, heads = (given["draws"][i] for i in range(3))
+    return (first_row + pl.program_id(2)) * heads + first_head + pl.program_id(1)
 
 
 def _near(shape: Shape, own: Array, place: Array) -> Array:
@@ -317,8 +368,12 @@ def _programs(shape: Shape) -> int:
     return -(-shape.blocks // _PER_PROGRAM)
 
 
-def _masks(given: Given) -> dict[str, Array]:
-    found = {"query_segments": given.query_segments_BT, "key_segments": given.key_segments_BT}
+def _masks(given: Given, draws: Array | None) -> dict[str, Array]:
+    found = {
+        "query_segments": given.query_segments_BT,
+        "key_segments": given.key_segments_BT,
+        "draws": draws,
+    }
     return {name: x.astype(jnp.int32) for name, x in found.items() if x is not None}
 
 
@@ -400,6 +455,8 @@ def _call(
                 return pl.BlockSpec(sizes, lambda i, head, row: (row, 0, head, 0))
             case 3:
                 return pl.BlockSpec((None, None, x.shape[2]), lambda i, head, row: (row, head, 0))
+            case 1:
+                return pl.BlockSpec(x.shape, lambda i, head, row: (0,))
         return pl.BlockSpec((None, x.shape[1]), lambda i, head, row: (row, 0))
 
     def of_head(x: Array) -> pl.BlockSpec:
@@ -408,7 +465,7 @@ def _call(
     width, features = shape.width, shape.features
     tokens = pl.BlockSpec((None, width, None, features), lambda i, head, row: (row, i, head, 0))
     numbers = pl.BlockSpec((None, None, width), lambda i, head, row: (row, head, i))
-    listed = shape.blocks * (_NEAR + shape.random)
+    listed = shape.blocks * shape.listed
     work = 2 * shape.blocks if shared else listed
     shapes = tuple(
         jax.ShapeDtypeStruct((shape.batch, shape.heads, length), jnp.float32)

@@ -12,11 +12,12 @@ class SortedReaders(NamedTuple):
 
     Attributes:
         bounds_NX: Where those of each key block begin, and where the last one's end.
-        rows_NR: The query blocks. One that reads a key block twice is there twice.
+        entries_NR: Entries of the plan: the query block's number times R, plus which of its random
+            blocks it is.
     """
 
     bounds_NX: Int[Array, "N X"]
-    rows_NR: Int[Array, "N R"]
+    entries_NR: Int[Array, "N R"]
 
 
 def sorted_readers(random_blocks_NMR: Int[Array, "N M R"], reach: int) -> SortedReaders:
@@ -35,7 +36,7 @@ def sorted_readers(random_blocks_NMR: Int[Array, "N M R"], reach: int) -> Sorted
     order_NR = jnp.argsort(read_NR, stable=True)
     read_NR = jnp.take_along_axis(read_NR, order_NR, axis=1)
     bounds_NX = jax.vmap(lambda read: jnp.searchsorted(read, jnp.arange(reach + 1)))(read_NR)
-    return SortedReaders(bounds_NX.astype(jnp.int32), order_NR // random + 1)
+    return SortedReaders(bounds_NX.astype(jnp.int32), (order_NR + random).astype(jnp.int32))
 
 
 class Readers(NamedTuple):
@@ -47,11 +48,11 @@ class Readers(NamedTuple):
 
     Attributes:
         keys_NK: Key block of each chunk, ascending.
-        rows_NKR: Its readers; -1 stands for none. A query block that reads it twice is there twice.
+        entries_NKR: Its readers, as in `SortedReaders`; -1 stands for none.
     """
 
     keys_NK: Int[Array, "N K"]
-    rows_NKR: Int[Array, "N K R"]
+    entries_NKR: Int[Array, "N K R"]
 
 
 def readers(random_blocks_NMR: Int[Array, "N M R"], reach: int, per_chunk: int) -> Readers:
@@ -68,14 +69,14 @@ def readers(random_blocks_NMR: Int[Array, "N M R"], reach: int, per_chunk: int) 
     _, blocks, random = random_blocks_NMR.shape
     chunks = (blocks - 2) * random // per_chunk + reach
 
-    def of_head(bounds: Array, rows: Array) -> Readers:
+    def of_head(bounds: Array, entries: Array) -> Readers:
         chunk_ends = jnp.cumsum(jnp.maximum(1, -(-jnp.diff(bounds) // per_chunk)))
         chunk = jnp.arange(chunks)
         keys = jnp.minimum(jnp.searchsorted(chunk_ends, chunk, side="right"), reach - 1)
         before = jnp.where(keys > 0, chunk_ends[keys - 1], 0)
         places = bounds[keys] + (chunk - before) * per_chunk
         places = places[:, None] + jnp.arange(per_chunk)[None]
-        found = rows.at[jnp.minimum(places, rows.size - 1)].get(mode="promise_in_bounds")
+        found = entries.at[jnp.minimum(places, entries.size - 1)].get(mode="promise_in_bounds")
         found = jnp.where(places < bounds[keys + 1][:, None], found, -1)
         return Readers(keys.astype(jnp.int32), found.astype(jnp.int32))
 

@@ -10,6 +10,9 @@ from jaxtyping import Array
 
 from xformer.layers.block_rows import Given, Reading
 
+NEAR = 5
+"""Global and neighbouring blocks of a list, which come first."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -24,6 +27,7 @@ class Shape:
         random: Random blocks of a query block.
         reach: The random blocks are among the first this many.
         repeats: How many more times query blocks read block 0.
+        dropout: Probability of dropping a probability; 0 drops nothing.
         causal: Whether a query reads only keys at its own place or before it.
         interpret: Whether to interpret the kernels, for devices that they are not for.
     """
@@ -36,8 +40,14 @@ class Shape:
     random: int
     reach: int
     repeats: int
+    dropout: float
     causal: bool
     interpret: bool
+
+    @property
+    def listed(self) -> int:
+        """Key blocks that a query block reads, unless it is global."""
+        return NEAR + self.random
 
     def cost(self, products: int, arrays: Any) -> pl.CostEstimate:
         """What the compiler and plans are told of a kernel, whose body they see but once.
@@ -81,6 +91,7 @@ class Shape:
             random=0 if table is None else table.shape[2],
             reach=min(reading.reach or blocks, blocks),
             repeats=reading.repeats,
+            dropout=0.0 if given.seed_2 is None else reading.dropout_rate,
             causal=reading.causal,
             interpret=interpret,
         )

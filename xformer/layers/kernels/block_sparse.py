@@ -5,17 +5,20 @@ The kernels of the device that the program is compiled for are taken; on CPUs th
 interpreted, which is slow and meant for tests.
 """
 
+import dataclasses
 import functools
 import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from xformer.layers.block_rows import Given, Reading
 from xformer.layers.kernels import block_gpu, block_tpu
+from xformer.layers.kernels.block_dropout import draws
 from xformer.layers.sharding import mesh_axes
 
 _KERNELS = {"tpu": block_tpu, "cuda": block_gpu}
@@ -50,8 +53,8 @@ def attend_by_kernels(
         The contexts in the values' dtype.
 
     Raises:
-        ValueError: if there is dropout, the blocks have a width that no kernel takes, or the tokens
-            are split over devices; names the key.
+        ValueError: if the blocks have a width that no kernel takes, or the tokens are split over
+            devices; names the key.
     """
     width = reading.block_size
     if width < LEAST_WIDTH or width & (width - 1):
@@ -60,11 +63,7 @@ def attend_by_kernels(
             f'{LEAST_WIDTH} on, got {width}; set Execution.attention to "xla"'
         )
     if key is not None and reading.dropout_rate:
-        raise ValueError(
-            'Execution.attention="pallas" drops no attention probabilities, got a rate of '
-            f"{reading.dropout_rate}; set attention_probs_dropout_prob to 0 as in the published "
-            'block-sparse attention, or Execution.attention to "xla"'
-        )
+        given = dataclasses.replace(given, seed_2=jax.random.key_data(key)[:2])
     if reading.axes:
         raise ValueError(
             'Execution.attention="pallas" needs the tokens of a row on one device, got them split '
@@ -92,9 +91,9 @@ class _Task(NamedTuple):
 
 def _axes(name: str, size: int) -> tuple[str, ...]:
     """The mesh axes that an axis is split over; none where they do not divide it."""
-    axes = mesh_axes(name)
-    sizes = jax.sharding.get_abstract_mesh().shape
-    return () if size % math.prod(sizes[axis] for axis in axes) else axes
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in mesh_axes(name) if axis not in mesh.manual_axes)
+    return () if size % math.prod(mesh.shape[axis] for axis in axes) else axes
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -134,16 +133,28 @@ def _run(
     stats: tuple[Array, ...] = (),
 ) -> tuple[Array, ...]:
     """Computes contexts or gradients with the kernels of each device, from what it has."""
-    masks = given.random_blocks_NMR, given.query_segments_BT, given.key_segments_BT
+    masks = given.random_blocks_NMR, given.query_segments_BT, given.key_segments_BT, given.seed_2
+    all_heads = tokens[0].shape[2]
 
     def on_device(masks: Any, tokens: Any, stats: Any) -> Any:
-        def run(kernels: Any, interpret: bool, masks: Any, tokens: Any, stats: Any) -> Any:
-            return getattr(kernels, name)(
-                task.reading, Given(*masks), *tokens, *stats, interpret=interpret
+        drawn, (rows, length, heads, _) = None, tokens[0].shape
+        if masks[3] is not None:
+            first_row, first_head = (
+                lax.axis_index(axes) * count if axes else 0
+                for axes, count in ((task.rows, rows), (task.heads, heads))
             )
+            blocks = length // task.reading.block_size
+            drawn = draws(masks[3], blocks, first_row, first_head, all_heads)
 
-        return jax.lax.platform_dependent(
+        def run(
+            kernels: Any, interpret: bool, masks: Any, drawn: Any, tokens: Any, stats: Any
+        ) -> Any:
+            compute = functools.partial(getattr(kernels, name), task.reading, Given(*masks))
+            return compute(*tokens, *stats, draws=drawn, interpret=interpret)
+
+        return lax.platform_dependent(
             masks,
+            drawn,
             tokens,
             stats,
             **{
@@ -162,7 +173,7 @@ def _run(
     of_stats = PartitionSpec(task.rows, task.heads)
     run = jax.shard_map(
         on_device,
-        in_specs=((of_heads, of_rows, of_rows), of_tokens, of_stats),
+        in_specs=((of_heads, of_rows, of_rows, PartitionSpec()), of_tokens, of_stats),
         out_specs=of_tokens if stats else (of_tokens, of_stats),
         axis_names=free,
         check_vma=False,

@@ -32,8 +32,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from xformer.layers.block_rows import Given, Reading
+from xformer.layers.kernels.block_dropout import factors, of_end, of_row, turned
 from xformer.layers.kernels.block_readers import readers
-from xformer.layers.kernels.block_shape import Shape
+from xformer.layers.kernels.block_shape import NEAR, Shape
 from xformer.layers.kernels.block_tiles import (
     LOWEST,
     Tokens,
@@ -87,6 +88,7 @@ def contexts(
     v_BTNH: Float[Array, "B T N H"],
     *,
     interpret: bool,
+    draws: Int[Array, " K"] | None = None,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
     """The contexts, and logarithms of the softmax's denominators in float32.
 
@@ -97,6 +99,7 @@ def contexts(
         k_BTNH: Keys.
         v_BTNH: Values.
         interpret: Whether to interpret the kernels, for devices that are no TPUs.
+        draws: For dropout: see `xformer.layers.kernels.block_dropout.draws`.
 
     Returns:
         The contexts in the values' dtype, and the logarithms.
@@ -104,7 +107,9 @@ def contexts(
     shape = Shape.of(reading, given, q_BTNH, interpret)
     queries = _packed(shape, q_BTNH, jnp.zeros_like(q_BTNH), given.query_segments_BT)
     keys = _packed(shape, k_BTNH, v_BTNH, given.key_segments_BT)
-    out_BNMWH, sums_BNM1W = _by_groups(_forward, shape, queries, keys, given.random_blocks_NMR)
+    out_BNMWH, sums_BNM1W = _by_groups(
+        _forward, shape, queries, keys, given.random_blocks_NMR, draws
+    )
     return _by_token(out_BNMWH), sums_BNM1W.reshape(*sums_BNM1W.shape[:2], -1)
 
 
@@ -119,6 +124,7 @@ def gradients(
     means_BNT: Float[Array, "B N T"],
     *,
     interpret: bool,
+    draws: Int[Array, " K"] | None = None,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N H"], Float[Array, "B T N H"]]:
     """The gradients of queries, keys and values.
 
@@ -132,6 +138,7 @@ def gradients(
         sums_BNT: Logarithms of the softmax's denominators.
         means_BNT: Products of the contexts with their gradients.
         interpret: Whether to interpret the kernels, for devices that are no TPUs.
+        draws: For dropout: see `xformer.layers.kernels.block_dropout.draws`.
 
     Returns:
         The gradients in the inputs' dtype.
@@ -141,7 +148,7 @@ def gradients(
     stats = jnp.concatenate([x.reshape(by_block) for x in (sums_BNT, means_BNT)], axis=3)
     queries = _packed(shape, q_BTNH, dout_BTNH, given.query_segments_BT)._replace(stats=stats)
     keys = _packed(shape, k_BTNH, v_BTNH, given.key_segments_BT)
-    dq_BNMWH, d_BNMWC = _by_groups(_backward, shape, queries, keys, given.random_blocks_NMR)
+    dq_BNMWH, d_BNMWC = _by_groups(_backward, shape, queries, keys, given.random_blocks_NMR, draws)
     dk_BTNH, dv_BTNH = jnp.split(_by_token(d_BNMWC), 2, axis=-1)
     return _by_token(dq_BNMWH), dk_BTNH, dv_BTNH
 
@@ -166,11 +173,12 @@ def _by_groups(
     queries: Blocks,
     keys: Blocks,
     random_blocks_NMR: Array | None,
+    draws: Array | None,
 ) -> Any:
     """Computes for some heads after others, where the tables of all do not fit."""
     groups = _groups(shape)
     if groups == 1:
-        return compute(shape, queries, keys, random_blocks_NMR)
+        return compute(shape, queries, keys, random_blocks_NMR, draws)
     part = dataclasses.replace(shape, heads=shape.heads // groups)
 
     def split(x: Array) -> Array:
@@ -178,32 +186,43 @@ def _by_groups(
         return x.reshape(x.shape[0], groups, -1, *x.shape[2:]).swapaxes(0, 1)
 
     def of_group(group: Any) -> Any:
-        own, listed, random_NMR = group
+        number, own, listed, random_NMR = group
+        own_draws = None if draws is None else draws.at[1].add(number * part.heads)
         return compute(
             part,
             own._replace(segments=queries.segments),
             listed._replace(segments=keys.segments),
             random_NMR,
+            own_draws,
         )
 
     tables = None if random_blocks_NMR is None else split(random_blocks_NMR[None])[:, 0]
     arrays = *(jax.tree.map(split, one._replace(segments=None)) for one in (queries, keys)), tables
-    results = lax.map(of_group, arrays)
+    results = lax.map(of_group, (jnp.arange(groups), *arrays))
     return tuple(x.swapaxes(0, 1).reshape(x.shape[1], -1, *x.shape[3:]) for x in results)
 
 
 def _forward(
-    shape: Shape, queries: Blocks, keys: Blocks, random_blocks_NMR: Int[Array, "N M R"] | None
+    shape: Shape,
+    queries: Blocks,
+    keys: Blocks,
+    random_blocks_NMR: Int[Array, "N M R"] | None,
+    draws: Array | None,
 ) -> tuple[Float[Array, "B N M W H"], Float[Array, "B N M 1 W"]]:
     """The contexts, and logarithms of the denominators, of packed queries beside zeros."""
     sizes, dtype = (shape.width, shape.features), keys.x.dtype
-    listed = shape.blocks * (5 + shape.random)
+    drawn = {} if draws is None else {"draws": draws}
+    listed = shape.blocks * shape.listed
     ends = _call(
         shape,
         _read_all,
         shape.blocks // _per_all(shape),
         4 * shape.blocks,
-        {"own": _Part(_ends(queries), 2, _start), "keys": _Part(keys, _per_all(shape), _step)},
+        {
+            "own": _Part(_ends(queries), 2, _start),
+            "keys": _Part(keys, _per_all(shape), _step),
+            **drawn,
+        },
         (_result(shape, 2, sizes, dtype, 2, _start), _result(shape, 2, (1, sizes[0]))),
         scratch=[(2 * shape.width, size) for size in (1, 1, shape.features)],
     )
@@ -216,6 +235,7 @@ def _forward(
             "own": _Part(queries, _per_step(shape), _step),
             "ends_out": _Part(ends, 2, _start),
             **_listed(shape, keys),
+            **drawn,
         },
         (_result(shape, shape.blocks, sizes, dtype), _result(shape, shape.blocks, (1, sizes[0]))),
         tables=(_table(random_blocks_NMR),),
@@ -223,11 +243,16 @@ def _forward(
 
 
 def _backward(
-    shape: Shape, queries: Blocks, keys: Blocks, random_blocks_NMR: Int[Array, "N M R"] | None
+    shape: Shape,
+    queries: Blocks,
+    keys: Blocks,
+    random_blocks_NMR: Int[Array, "N M R"] | None,
+    draws: Array | None,
 ) -> tuple[Float[Array, "B N M W H"], Float[Array, "B N M W C"]]:
     """The gradients of queries, and those of keys beside those of values."""
     sizes, packed = (shape.width, shape.features), (shape.width, 2 * shape.features)
-    listed = shape.blocks * (5 + shape.random)
+    drawn = {} if draws is None else {"draws": draws}
+    listed = shape.blocks * shape.listed
     dtype, steps = keys.x.dtype, shape.blocks // _per_step(shape)
     added: dict[str, _Part] = {}
     if random_blocks_NMR is not None:
@@ -241,9 +266,10 @@ def _backward(
             {
                 "own": _Part(keys, 1, functools.partial(_key_of_chunk, chunks)),
                 "listed": [
-                    _Part(queries, 1, functools.partial(_row_of_chunk, chunks, i))
+                    _Part(queries, 1, functools.partial(_row_of_chunk, chunks, shape.random, i))
                     for i in range(_READERS)
                 ],
+                **drawn,
             },
             (
                 _result(
@@ -254,7 +280,7 @@ def _backward(
                     place=functools.partial(_key_of_chunk, chunks),
                 ),
             ),
-            tables=(found.keys_NK.reshape(-1), found.rows_NKR.reshape(-1)),
+            tables=(found.keys_NK.reshape(-1), found.entries_NKR.reshape(-1)),
         )
         last = _source(shape) // _per_step(shape) - 1
         added["source"] = _Part(
@@ -265,13 +291,12 @@ def _backward(
         _rows_back,
         steps,
         3 * listed + 4 * shape.blocks,
-        {"own": _Part(queries, _per_step(shape), _step), **_listed(shape, keys)},
+        {"own": _Part(queries, _per_step(shape), _step), **_listed(shape, keys), **drawn},
         (_result(shape, shape.blocks, sizes, dtype), _result(shape, 2, packed)),
         tables=(_table(random_blocks_NMR),),
     )
-    columns = dataclasses.replace(shape, random=0)
     d_BNMWC, dq_ends = _call(
-        columns,
+        shape,
         _columns_back,
         steps,
         22 * shape.blocks,
@@ -279,7 +304,8 @@ def _backward(
             "own": _Part(keys, _per_step(shape), _step),
             "d_ends": _Part(d_ends, 2, _start),
             **added,
-            **_listed(columns, queries),
+            **_listed(shape, queries, random=False),
+            **drawn,
         },
         (_result(shape, shape.blocks, packed, dtype), _result(shape, 2, sizes)),
     )
@@ -312,6 +338,10 @@ def _read_all(shape: Shape, given: Any, out: Any, sums: Any, top: Any, total: An
     weights_WS = jnp.exp(scores_WS - top_W1)
     top[...] = top_W1
     total[...] = total[...] * kept_W1 + weights_WS.sum(1, keepdims=True)
+    if shape.dropout:
+        # One end after the other, whose places follow one another.
+        drawn = [of_end(shape, _among(given), 0, number) for number in numbers]
+        weights_WS = weights_WS * factors(shape, given["draws"], drawn, 2 * shape.width)
     read_WC = product(weights_WS.astype(kv_SC.dtype), kv_SC, 0)
     x[...] = x[...] * kept_W1 + read_WC[:, shape.features :]
 
@@ -334,6 +364,8 @@ def _read_rows(shape: Shape, table: Any, given: Any, out: Any, sums: Any) -> Non
         top_W1 = scores_WS.max(1, keepdims=True)
         weights_WS = jnp.exp(scores_WS - top_W1)
         total_W1 = weights_WS.sum(1, keepdims=True)
+        if tile.kept_WS is not None:
+            weights_WS = weights_WS * tile.kept_WS
         read_WC = product(weights_WS.astype(kv_SC.dtype), kv_SC, 0)
         out[i] = (read_WC[:, shape.features :] / total_W1).astype(out.dtype)
         sums[i] = _row(top_W1 + jnp.log(total_W1))
@@ -379,7 +411,11 @@ def _columns_back(shape: Shape, given: Any, d: Any, dq_ends: Any) -> None:
         column = step * _per_step(shape) + i
         listed = _near(given, shape, i)
         numbers = [0, shape.blocks - 1, *_window(shape, column)]
-        tile, part_WC, dscores_WS = _column_part(shape, (given["own"], i), column, listed, numbers)
+        kept_WS = None
+        if shape.dropout:
+            kept_WS = _kept_of_column(shape, given, column)
+        own = given["own"], i, column
+        part_WC, dscores_WS = _column_part(shape, own, listed, numbers, kept_WS)
         d_ends_WC = given["d_ends"]
         part_WC += jnp.where(column == 0, d_ends_WC[0], 0.0)
         part_WC += jnp.where(column == shape.blocks - 1, d_ends_WC[1], 0.0)
@@ -391,7 +427,7 @@ def _columns_back(shape: Shape, given: Any, d: Any, dq_ends: Any) -> None:
         dq_ends[...] += dq_WC[:, : shape.features].reshape(dq_ends.shape)
 
 
-def _readers_back(shape: Shape, keys: Any, rows: Any, given: Any, d: Any) -> None:
+def _readers_back(shape: Shape, keys: Any, entries: Any, given: Any, d: Any) -> None:
     """Gradients of a key block from some query blocks that it is a random block of."""
     chunk = pl.program_id(1) * pl.num_programs(2) + pl.program_id(2)
     column = keys[chunk]
@@ -401,12 +437,22 @@ def _readers_back(shape: Shape, keys: Any, rows: Any, given: Any, d: Any) -> Non
     def _() -> None:
         d[...] = jnp.zeros(d.shape)
 
-    numbers = [rows[chunk * _READERS + i] for i in range(_READERS)]
+    found = [entries[chunk * _READERS + i] for i in range(_READERS)]
+    among = _among(given)
 
-    @pl.when(numbers[0] >= 0)
+    @pl.when(found[0] >= 0)
     def _() -> None:
+        rows = [lax.div(jnp.maximum(entry, 0), shape.random) for entry in found]
+        kept_WS = None
+        if shape.dropout:
+            drawn = [
+                turned(of_row(shape, among, row, NEAR + entry - row * shape.random))
+                for row, entry in zip(rows, found, strict=True)
+            ]
+            kept_WS = factors(shape, given["draws"], drawn, shape.width)
+        numbers = [jnp.where(entry >= 0, row, -1) for row, entry in zip(rows, found, strict=True)]
         listed = [(ref, 0) for ref in given["listed"]]
-        _, part_WC, _ = _column_part(shape, (given["own"], 0), column, listed, numbers)
+        part_WC, _ = _column_part(shape, (given["own"], 0, column), listed, numbers, kept_WS)
         d[0] += part_WC
 
 
@@ -417,11 +463,13 @@ class _Tile(NamedTuple):
         listed_SC: The listed tokens.
         allowed: Who reads whom.
         share_1S: Logarithms of how often a listed key is read, or None.
+        kept_WS: Factors of the dropout, or None.
     """
 
     listed_SC: Array
     allowed: Array
     share_1S: Array | None = None
+    kept_WS: Array | None = None
 
 
 def _row_tile(shape: Shape, given: Any, table: Any, row: Array, i: int) -> _Tile:
@@ -439,35 +487,61 @@ def _row_tile(shape: Shape, given: Any, table: Any, row: Array, i: int) -> _Tile
     if shape.repeats:
         is_first = lax.broadcasted_iota(jnp.int32, keys.places.shape, 1) < shape.width
         share_1S = jnp.where(is_first, math.log1p(shape.repeats), 0.0)
-    return _Tile(_listed_x(listed), allowed, share_1S)
+    kept_WS = None
+    if shape.dropout:
+        drawn = [of_row(shape, _among(given), row, entry) for entry in range(shape.listed)]
+        kept_WS = factors(shape, given["draws"], drawn, shape.width)
+    return _Tile(_listed_x(listed), allowed, share_1S, kept_WS)
+
+
+def _kept_of_column(shape: Shape, given: Any, column: Array) -> Array:
+    """Factors of the dropout of a key block with the global query blocks and its window."""
+    among = _among(given)
+    drawn = [turned(of_end(shape, among, end, column)) for end in range(2)]
+    for beside in (-1, 0, 1):
+        row = jnp.clip(column + beside, 0, shape.blocks - 1)
+        drawn.append(turned(of_row(shape, among, row, 3 - beside)))
+    return factors(shape, given["draws"], drawn, shape.width)
+
+
+def _among(given: Any) -> Array | int:
+    """Number of the row of the batch and the head, among those of all devices; for dropout."""
+    if "draws" not in given:
+        return 0
+    first_row, first_head, heads = (given["draws"][i] for i in range(3))
+    return (first_row + pl.program_id(0)) * heads + first_head + pl.program_id(1)
 
 
 def _column_part(
-    shape: Shape, own: Any, column: Array, listed: list[Any], numbers: list[Any]
-) -> tuple[_Tile, Array, Array]:
-    """What a key block meets, its gradients, and those of the scores."""
-    ref, i = own
+    shape: Shape, own: Any, listed: list[Any], numbers: list[Any], kept_WS: Array | None
+) -> tuple[Array, Array]:
+    """Gradients of a key block, and of the scores."""
+    ref, i, column = own
     queries = _listed_tokens(shape, listed, numbers)
-    keys = _own_tokens(shape, [(ref, i, column)])
-    tile = _Tile(_listed_x(listed), readable(queries, keys, shape.causal, queries.places >= 0))
+    keys = _own_tokens(shape, [own])
+    allowed = readable(queries, keys, shape.causal, queries.places >= 0)
+    tile = _Tile(_listed_x(listed), allowed, None, kept_WS)
     stats = [jnp.concatenate([x.stats[j][k : k + 1] for x, j in listed], axis=1) for k in range(2)]
     weights_WS, dscores_WS = _gradients(shape, ref.x[i], tile.listed_SC, stats, tile)
     dk_WC, dv_WC = (product(x, tile.listed_SC, 0) for x in (dscores_WS, weights_WS))
-    return tile, _beside(shape, dk_WC, dv_WC), dscores_WS
+    return _beside(shape, dk_WC, dv_WC), dscores_WS
 
 
 def _gradients(
     shape: Shape, own_WC: Array, listed_SC: Array, stats: list[Array], tile: _Tile
 ) -> tuple[Array, Array]:
-    """The probabilities of a tile again, and the gradients of its scores, in the inputs' dtype."""
+    """What is left of the probabilities of a tile, and the gradients of its scores."""
     is_first = lax.broadcasted_iota(jnp.int32, own_WC.shape, 1) < shape.features
     nothing = jnp.zeros(own_WC.shape, own_WC.dtype)
     scores_WS = score(jnp.where(is_first, own_WC, nothing), listed_SC, tile.allowed, tile.share_1S)
     sums, means = stats
     weights_WS = jnp.where(tile.allowed, jnp.exp(scores_WS - sums), 0.0)
     dweights_WS = product(jnp.where(is_first, nothing, own_WC), listed_SC, 1)
+    dropped_WS = weights_WS
+    if tile.kept_WS is not None:
+        dropped_WS, dweights_WS = (x * tile.kept_WS for x in (weights_WS, dweights_WS))
     dscores_WS = weights_WS * (dweights_WS - means)
-    return weights_WS.astype(own_WC.dtype), dscores_WS.astype(own_WC.dtype)
+    return dropped_WS.astype(own_WC.dtype), dscores_WS.astype(own_WC.dtype)
 
 
 def _beside(shape: Shape, first_WC: Array, second_WC: Array) -> Array:
@@ -532,11 +606,11 @@ def _row(x_W1: Array) -> Array:
     return jnp.where(rows == columns, x_W1, jnp.zeros_like(x_W1)).sum(0, keepdims=True)
 
 
-def _listed(shape: Shape, blocks: Blocks) -> dict[str, Any]:
+def _listed(shape: Shape, blocks: Blocks, random: bool = True) -> dict[str, Any]:
     """What the lists of a step's blocks are made of."""
     count, last = _per_step(shape), shape.blocks - 1
 
-    def random(i: int, k: int, head: Any, step: Any, table: Any) -> Any:
+    def chosen(i: int, k: int, head: Any, step: Any, table: Any) -> Any:
         return table[((head * shape.blocks) + step * count + i) * shape.random + k]
 
     return {
@@ -545,9 +619,9 @@ def _listed(shape: Shape, blocks: Blocks) -> dict[str, Any]:
         "tile": _Part(blocks, count, _step),
         "after": _Part(blocks, 1, lambda head, step, *_: jnp.minimum((step + 1) * count, last)),
         "random": [
-            _Part(blocks, 1, functools.partial(random, i, k))
+            _Part(blocks, 1, functools.partial(chosen, i, k))
             for i in range(count)
-            for k in range(shape.random)
+            for k in range(shape.random * random)
         ],
     }
 
@@ -570,12 +644,14 @@ def _step(head: Any, step: Any, *tables: Any) -> Any:
     return step
 
 
-def _key_of_chunk(chunks: int, head: Any, step: Any, keys: Any, rows: Any) -> Any:
+def _key_of_chunk(chunks: int, head: Any, step: Any, keys: Any, entries: Any) -> Any:
     return keys[head * chunks + step]
 
 
-def _row_of_chunk(chunks: int, i: int, head: Any, step: Any, keys: Any, rows: Any) -> Any:
-    return jnp.maximum(rows[(head * chunks + step) * _READERS + i], 0)
+def _row_of_chunk(
+    chunks: int, random: int, i: int, head: Any, step: Any, keys: Any, entries: Any
+) -> Any:
+    return lax.div(jnp.maximum(entries[(head * chunks + step) * _READERS + i], 0), random)
 
 
 def _result(
@@ -617,13 +693,18 @@ def _call(
         return pl.BlockSpec((None, None, part.count, *x.shape[3:]), place)
 
     def specs(parts: Any) -> Any:
+        """Blocks of each part; what is no part is whole, where scalars are."""
         return jax.tree.map(
-            lambda part: jax.tree.map(functools.partial(spec, part), part.arrays),
+            lambda part: (
+                jax.tree.map(functools.partial(spec, part), part.arrays)
+                if is_part(part)
+                else pl.BlockSpec(memory_space=pltpu.SMEM)
+            ),
             parts,
             is_leaf=is_part,
         )
 
-    arrays = jax.tree.map(lambda part: part.arrays, inputs, is_leaf=is_part)
+    arrays = jax.tree.map(lambda x: x.arrays if is_part(x) else x, inputs, is_leaf=is_part)
     shapes = [part.arrays for part in results]
     return pl.pallas_call(
         functools.partial(kernel, shape),
