@@ -29,9 +29,9 @@ def table(rows):
     return RNG.normal(size=(rows, D)).astype(np.float32)
 
 
-def on_mesh(sizes, table_VD, ids_BT, weights_BTD, dtype="float32", axis="vocab"):
+def on_mesh(sizes, table_VD, ids_BT, weights_BTD, dtype="float32", axis="vocab", rules=None):
     """What is found, and the gradient of the table, computed as a run's step is."""
-    mesh, rules = make_mesh(MeshConfig(*sizes)), Rules()
+    mesh, rules = make_mesh(MeshConfig(*sizes)), rules or Rules()
     names = jax.sharding.PartitionSpec(axis, "embed"), jax.sharding.PartitionSpec("act_batch")
     given = table_VD, ids_BT
     if ids_BT.shape[0] % (sizes[0] * sizes[1]):
@@ -66,6 +66,26 @@ def test_rows_and_gradients_do_not_depend_on_the_mesh(sizes, rows):
     axis = "vocab" if rows == LARGE else "positions"
     given = table(rows), places(rows), RNG.normal(size=(8, 8, D)).astype(np.float32)
     found, gradient = on_mesh(sizes, *given, axis=axis)(*given[:2])
+    expected_found, expected_gradient = expected(*given)
+    np.testing.assert_array_equal(found, expected_found)
+    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        Rules(vocab=("fsdp",), embed=("sequence",)),
+        Rules(vocab=("fsdp", "tensor"), embed=()),
+        Rules(vocab=("sequence",), embed=("fsdp",)),
+        Rules(act_batch=("data", "fsdp", "tensor")),
+        Rules(embed=("sequence", "fsdp"), act_batch=("fsdp", "data")),
+    ],
+    ids=["batch", "both", "length", "batch over tensor", "order"],
+)
+@pytest.mark.parametrize("rows", [LARGE, SMALL + 3])
+def test_rows_may_share_axes_with_places(rules, rows):
+    given = table(rows), places(rows), RNG.normal(size=(8, 8, D)).astype(np.float32)
+    found, gradient = on_mesh((1, 2, 2, 2), *given, rules=rules)(*given[:2])
     expected_found, expected_gradient = expected(*given)
     np.testing.assert_array_equal(found, expected_found)
     np.testing.assert_allclose(gradient, expected_gradient, atol=1e-5)

@@ -145,9 +145,9 @@ def test_computed_outputs_hold_logits():
 MESHES = [(4, 1, 2, 1), (1, 4, 2, 1), (1, 1, 8, 1), (2, 2, 2, 1), (1, 2, 4, 1), (2, 1, 2, 2)]
 
 
-def on_mesh(sizes, letters, chunk, given):
+def on_mesh(sizes, letters, chunk, given, rules=None):
     """The computation of both passes, with its arrays where a run has them."""
-    mesh, rules = make_mesh(MeshConfig(*sizes)), Rules()
+    mesh, rules = make_mesh(MeshConfig(*sizes)), rules or Rules()
     table = ("vocab", "embed") if letters == "VD" else ("embed", "vocab")
     axes = ("act_batch", "act_length"), table, ("vocab",)
     names = tuple(jax.sharding.PartitionSpec(*one) for one in axes)
@@ -167,6 +167,22 @@ def on_mesh(sizes, letters, chunk, given):
 def test_sums_do_not_depend_on_the_mesh(sizes, letters):
     given = arrays(letters)
     actual = on_mesh(sizes, letters, 3, given)(*given)
+    jax.tree.map(assert_close, actual, both_passes(given, letters, None))
+
+
+@pytest.mark.parametrize("letters", ["VD", "DV"])
+@pytest.mark.parametrize(
+    "rules",
+    [
+        Rules(vocab=("fsdp",), act_vocab=("fsdp",), embed=("sequence",)),
+        Rules(act_vocab=("sequence", "tensor")),
+        Rules(act_batch=("data", "fsdp", "tensor")),
+    ],
+    ids=["batch", "length", "batch over tensor"],
+)
+def test_vocabulary_may_share_axes_with_places(rules, letters):
+    given = arrays(letters)
+    actual = on_mesh((1, 2, 2, 2), letters, 3, given, rules)(*given)
     jax.tree.map(assert_close, actual, both_passes(given, letters, None))
 
 

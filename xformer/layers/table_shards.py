@@ -27,7 +27,7 @@ class TableShards(NamedTuple):
     Attributes:
         batch: Axes of the rows of the batch.
         length: Axes of their tokens.
-        rows: Axes of the table's rows.
+        rows: Axes of the table's rows, none of them among those of the places.
         columns: Axes of the table's columns, all of them among those of the places.
     """
 
@@ -46,14 +46,16 @@ class TableShards(NamedTuple):
             width: Number of its columns.
 
         Returns:
-            The axes, without those that do not divide.
+            The axes, without those that do not divide. Rows that share axes with places are
+            gathered over these: what devices found there would be of different places.
         """
         batch, length = (
             axes if size % ways(axes) == 0 else ()
             for size, axes in zip(places, map(mesh_axes, ("act_batch", "act_length")), strict=True)
         )
+        held = tuple(axis for axis in mesh_axes(rows) if axis not in batch + length)
         columns = tuple(axis for axis in mesh_axes("embed") if axis in batch + length)
-        return cls(batch, length, mesh_axes(rows), columns if width % ways(columns) == 0 else ())
+        return cls(batch, length, held, columns if width % ways(columns) == 0 else ())
 
     @property
     def places(self) -> Axes:
