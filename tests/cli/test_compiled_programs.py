@@ -49,7 +49,9 @@ def test_programs_are_found_again_in_a_private_folder(compute, tmp_path):
     assert not found and not noise
     assert compute() == (value, True, "")
     (folder,) = (tmp_path / "xformer" / "compiled").iterdir()
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700 and programs(folder)
+    for part in (folder, folder.parent, folder.parent.parent):
+        assert stat.S_IMODE(part.stat().st_mode) == 0o700
+    assert programs(folder)
 
 
 def test_damaged_programs_are_compiled_again(compute, tmp_path):
@@ -74,6 +76,18 @@ def test_folder_that_cannot_be_made_is_no_error(compute, tmp_path):
     (tmp_path / "xformer").write_text("a file")
     _, found, noise = compute()
     assert not found and noise.endswith("; programs are compiled anew\n")
+
+
+def test_user_without_a_home_is_no_error(monkeypatch, capsys):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(compiled_programs.Path, "home", home)
+    compiled_programs.keep()
+    assert capsys.readouterr().err == (
+        "~/.cache: Could not determine home directory.; programs are compiled anew\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -29,12 +29,15 @@ def keep() -> None:
     told = jax.config.values
     if told["jax_compilation_cache_dir"] or not told["jax_enable_compilation_cache"]:
         return
-    folder = _folder()
+    folder = Path("~/.cache")
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = _folder()
+        # Of those above, too, none may be made that others could put another folder into.
+        for part in (folder.parent.parent, folder.parent, folder):
+            part.mkdir(mode=0o700, parents=True, exist_ok=True)
         fault = _fault(folder)
-    except OSError as error:
-        fault = error.strerror or str(error)
+    except (OSError, RuntimeError) as error:  # the latter of users who have no home
+        fault = getattr(error, "strerror", None) or str(error)
     if fault:
         print(f"{folder}: {fault}; programs are compiled anew", file=sys.stderr)
         return
