@@ -139,6 +139,16 @@ def test_slices_that_are_not_there_are_refused(slices):
         MeshConfig(slices=3).shape(8)
 
 
+def test_any_axis_may_span_hosts_of_gpus():
+    """JAX calls each of them a slice."""
+    devices = [SliceDevice(i, i // 4, i // 4, "gpu") for i in range(8)]
+    found = make_mesh(MeshConfig(fsdp=8), devices).devices
+    assert found.shape == (1, 8, 1, 1) and list(found.flat) == devices
+    assert list(make_mesh(MeshConfig(fsdp=4, slices=2), devices).devices[1].flat) == devices[4:]
+    with pytest.raises(ValueError, match="lie in 2 slices"):
+        make_mesh(MeshConfig(slices=4), devices)
+
+
 @pytest.mark.parametrize(
     "field, value",
     [
@@ -317,11 +327,11 @@ def test_rules_refuse_what_is_no_mesh_axis(axes):
         Rules(mlp=axes)
 
 
-def test_rules_refuse_other_dtypes_of_gradients():
+def test_mesh_config_refuses_other_dtypes_of_gradients():
     with pytest.raises(
-        ValueError, match=r"Rules.gradient_dtype must be None or one of \('float32'"
+        ValueError, match=r"MeshConfig.gradient_dtype must be None or one of \('float32'"
     ):
-        Rules(gradient_dtype="float16")
+        MeshConfig(gradient_dtype="float16")
 
 
 def test_bytes_per_device_fall_with_fsdp():

@@ -77,8 +77,9 @@ class MeshConfig:
         fsdp: Ways that weights, gradients and optimizer state are split beside the batch.
         tensor: Ways that heads, feed-forward and vocabulary are split.
         sequence: Ways that the tokens of a row are split.
-        slices: TPU slices that the data axis spans: whole parts of it lie within one slice, so that
-            only gradients cross the network between them.
+        slices: TPU slices (or hosts of GPUs, which 1 leaves to all axes) that the data axis spans:
+            whole parts of it lie within one slice, so that only gradients cross the network between
+            them.
         gradient_dtype: Dtype in which gradients of projections, and of vocabularies that are scored
             in chunks, leave their product and are added up over devices: "float32" or "bfloat16",
             which sends half the bytes. None is the compute dtype (but float32 for scores computed
@@ -158,6 +159,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     sizes = tuple(shape.values())
     # Devices that are not in slices (CPUs) may stand for some.
     found = len({getattr(device, "slice_index", None) for device in devices})
+    if config.slices == 1 and devices[0].platform == "gpu":
+        found = 1  # what JAX calls a slice of GPUs is a host, and any axis may span hosts
     if found != config.slices and hasattr(devices[0], "slice_index"):
         raise ValueError(
             f"the devices lie in {found} slices: set MeshConfig.slices = {found}, "
