@@ -742,13 +742,14 @@ def _source(shape: Shape) -> int:
 
 
 def _groups(shape: Shape) -> int:
-    """Parts of the heads whose tables fit."""
+    """Parts of the heads whose tables fit, beside the seeds of dropout."""
     chunks = shape.blocks * shape.random // _READERS + _source(shape)
     entries = shape.random and max(shape.blocks * shape.random, chunks * (1 + _READERS))
+    room = _TABLE_BYTES - (16 * shape.blocks if shape.dropout else 0)
     fitting = (
         count
         for count in range(1, shape.heads)
-        if shape.heads % count == 0 and 4 * entries * shape.heads // count <= _TABLE_BYTES
+        if shape.heads % count == 0 and 4 * entries * shape.heads // count <= room
     )
     return next(fitting, shape.heads)
 
