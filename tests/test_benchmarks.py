@@ -35,7 +35,8 @@ def side(seconds=(2.0, 2.0), units=1, **figures):
     from comparing.measuring import side_record
 
     figures = {"flops": 100, "bytes": 10, "temporary": 500, "compile": 1.0, **figures}
-    return side_record(figures, units, list(seconds), {"flops": 100.0, "bytes": 100.0})
+    least = {kind: figures[kind] / units for kind in ("flops", "bytes")}
+    return side_record(figures, units, list(seconds), least, {"flops": 100.0, "bytes": 100.0})
 
 
 def record(ours, theirs, *goals):
@@ -102,6 +103,13 @@ def test_ratios_are_those_of_turns_and_per_unit():
 def test_what_bounds_a_program_is_the_slower_of_both():
     assert (side()["bound"], side()["of_limit"]) == ("flops", 0.5)
     assert (side(bytes=150)["bound"], side(bytes=150)["of_limit"]) == ("bytes", 0.75)
+
+
+def test_the_limit_is_that_of_the_fewest_operations():
+    from comparing.measuring import least_of
+
+    figures = {"a": {"flops": 40, "bytes": 8}, "b": {"flops": 15}, "c": {}}
+    assert least_of(figures, {"a": 4, "b": 1, "c": 1}) == {"flops": 10.0, "bytes": 2.0}
 
 
 def test_the_table_the_picture_and_the_page_show_all_and_what_was_refused():

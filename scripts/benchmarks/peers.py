@@ -11,7 +11,7 @@ and outputs once, through the time taken; how fast the machine is at either is m
 case. JSON has all else: quartiles, memory, compilation, operations and bytes of every side.
 
 With a GPU that JAX sees, everything runs on it. Needs requirements/reference.txt, and for XGLM
-some 20 GB of memory and 10 GB of disk; two cores take an hour or two for everything.
+some 15 GB of memory and 5 GB of disk; two cores take an hour or so for everything.
 
 Examples:
   .venv/bin/python scripts/benchmarks/peers.py --quick

@@ -92,11 +92,15 @@ def run_case(
         except ProcessEnded as error:
             say(error.log)
             return {**record, "refused": str(error)}
-    sides = {
-        name: side_record(figures[name], workers[name].built["units"], seconds.get(name), rates)
-        | {"another": case.sides[name].another}
-        for name in timed
-    }
+    units = {name: worker.built["units"] for name, worker in timed.items()}
+    same = [name for name in timed if not case.sides[name].another]
+    least = least_of({name: figures[name] for name in same}, units)
+    sides = {}
+    for name in timed:
+        another = case.sides[name].another
+        work = least_of({name: figures[name]}, units) if another else least
+        sides[name] = side_record(figures[name], units[name], seconds.get(name), work, rates)
+        sides[name]["another"] = another
     return {
         **record,
         "sides": sides,
@@ -167,7 +171,9 @@ def take_turns(workers: Mapping[str, Worker], runs: int, say: Say) -> dict[str, 
     """
     times = {}
     for name, worker in workers.items():  # which also warms them up
-        first = min(worker.seconds() for _ in range(2))
+        first = worker.seconds()
+        if first < _LEAST_SECONDS:
+            first = min(first, worker.seconds())
         times[name] = max(1, math.ceil(_LEAST_SECONDS / first))
     seconds: dict[str, list[float]] = {name: [] for name in workers}
     for turn in range(runs):
@@ -177,8 +183,32 @@ def take_turns(workers: Mapping[str, Worker], runs: int, say: Say) -> dict[str, 
     return seconds
 
 
+def least_of(
+    figures: Mapping[str, Mapping[str, float]], units: Mapping[str, int]
+) -> dict[str, float]:
+    """The fewest operations and bytes, of each unit, that a program does the same work with.
+
+    Args:
+        figures: Figures of the programs.
+        units: Units of the programs.
+
+    Returns:
+        Those of "flops" and "bytes" that are known of a program.
+    """
+    least = {}
+    for kind in ("flops", "bytes"):
+        known = [one[kind] / units[name] for name, one in figures.items() if kind in one]
+        if known:
+            least[kind] = min(known)
+    return least
+
+
 def side_record(
-    figures: dict[str, float], units: int, seconds: list[float] | None, rates: dict[str, float]
+    figures: Mapping[str, float],
+    units: int,
+    seconds: list[float] | None,
+    least: Mapping[str, float],
+    rates: Mapping[str, float],
 ) -> dict[str, Any]:
     """What is said about one side.
 
@@ -186,19 +216,20 @@ def side_record(
         figures: The program's figures.
         units: What its time is divided by before it is compared.
         seconds: Of each run.
+        least: Operations and bytes of a unit of the work, as `least_of` has them.
         rates: The machine's limits.
 
     Returns:
-        The record. "of_limit" is the least time that the machine needs for the program's operations
-        and bytes, through the time it took.
+        The record. "of_limit" is the least time that the machine needs for those operations and
+        bytes, through the time it took.
     """
     record: dict[str, Any] = {**figures, "units": units}
     if not seconds:
         return record
     record |= {"runs": seconds, "seconds": statistics.median(seconds)}
     record["quartiles"] = [float(one) for one in np.percentile(seconds, (25, 75))]
-    if "flops" in figures and "bytes" in figures:
-        bounds = {kind: figures[kind] / rates[kind] for kind in ("flops", "bytes")}
+    if least:
+        bounds = {kind: units * one / rates[kind] for kind, one in least.items()}
         bound = max(bounds, key=bounds.__getitem__)
         record |= {"bound": bound, "of_limit": bounds[bound] / record["seconds"]}
     return record
