@@ -110,9 +110,12 @@ def published() -> list[Case]:
         ("XGLM-7.5B", "xglm/7.5b", 1, 4, "4x4"),
     ]
     cases = []
-    for label, size, small_rows, large_rows, sides in sizes:
-        run, length, more = PRETRAINING[size.partition("/")[0]]
-        for place, rows in ((f"v5e:{sides}", small_rows), ("v5p:2x2x1", large_rows)):
+    for kind in ("v5e", "v5p"):
+        for label, size, small_rows, large_rows, sides in sizes:
+            place, rows = (f"v5e:{sides}", small_rows)
+            if kind == "v5p":
+                place, rows = "v5p:2x2x1", large_rows
+            run, length, more = PRETRAINING[size.partition("/")[0]]
             chips = Topology.parse(place).chips
             split = (f"MeshConfig.fsdp={chips}", f"Run.batch_size={rows * chips}")
             cases.append(Case(label, run, place, (*split, *more), size, length=length))

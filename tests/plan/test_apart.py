@@ -3,10 +3,12 @@
 import importlib.util
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from xformer.configurables import load
+from xformer.plan import apart
 from xformer.plan.apart import measure_apart
 from xformer.plan.topology import Topology
 
@@ -43,3 +45,10 @@ def test_a_compiler_that_crashes_does_not_end_this_process():
     run = load(QUICKSTART).run
     with pytest.raises(ValueError, match="compiler for v5e crashed on this program .SIGABRT"):
         measure_apart(run, Topology.parse("v5e:2x2"), gpu_target=Crash())
+
+
+def test_a_process_ends_with_the_one_that_waits_for_it(monkeypatch):
+    happened = []
+    monkeypatch.setattr(os, "_exit", lambda code: happened.append(("ended", code)))
+    apart._end_with(SimpleNamespace(join=lambda: happened.append("waited")))
+    assert happened == ["waited", ("ended", 1)]

@@ -164,11 +164,20 @@ def test_a_sweep_ranks_what_fits_by_time_for_a_token_and_leaves_out_the_rest(sma
     assert best.run.execution.remat != "none"
     assert "--gin.MeshConfig.tensor=1 --gin.Run.batch_size=16" in best.bindings
     ranks = [trial.rank for trial in trials]
-    assert ranks == sorted(ranks) and ranks[-1] == (math.inf, math.inf)
+    assert ranks == sorted(ranks) and ranks[-1] == (math.inf, math.inf, math.inf)
     said = "\n".join(ranking(trials))
     assert "refused" in said and "too much" in said and "16" in said
 
 
+def test_of_two_alike_the_one_that_leaves_the_host_alone_is_better(invented):
+    run = load(QUICKSTART).run
+    memory = dataclasses.replace(invented.memory, host=2**30)
+    offloads = dataclasses.replace(
+        invented, memory=memory, bounds=dataclasses.replace(invented.bounds, memory=0.01)
+    )
+    assert Trial(run, invented).rank < Trial(run, offloads).rank
+
+
 def test_a_refused_trial_has_no_rank():
     run = load(QUICKSTART).run
-    assert Trial(run, None, "because").rank == (math.inf, math.inf)
+    assert Trial(run, None, "because").rank == (math.inf, math.inf, math.inf)

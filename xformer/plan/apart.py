@@ -4,7 +4,9 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from multiprocessing.connection import Connection
+from typing import Any
 
 import jax
 
@@ -79,6 +81,9 @@ def _work(
     quick: bool,
 ) -> None:
     """Sends a plan, or what was raised instead."""
+    threading.Thread(
+        target=_end_with, args=(multiprocessing.parent_process(),), daemon=True
+    ).start()
     sys.stderr.flush()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where compilers that crash write for long
     avoid_accelerators()
@@ -90,3 +95,9 @@ def _work(
     except jax.errors.JaxRuntimeError as error:
         said = str(error).partition("\n")[0]
         sender.send(ValueError(f"the compiler for {topology.chip.name} refuses this: {said}"))
+
+
+def _end_with(parent: Any) -> None:
+    """Ends this process when the one that waits for it has ended: nobody would read the plan."""
+    parent.join()
+    os._exit(1)

@@ -35,13 +35,18 @@ class Trial:
     refusal: str = ""
 
     @property
-    def rank(self) -> tuple[float, float]:
-        """Seconds a token takes at least, then those of all bounds together; less is better."""
-        if self.plan is None or not self.plan.fits or self.plan.bounds is None:
-            return math.inf, math.inf
-        bounds = self.plan.bounds
-        total = sum(dataclasses.astuple(bounds))
-        return bounds.step / self.plan.tokens, total / self.plan.tokens
+    def rank(self) -> tuple[float, float, float]:
+        """How bad it is: less is better.
+
+        Seconds a token takes at least, then bytes that wait on the host (their way there is in no
+        bound), then the seconds of all bounds together.
+        """
+        plan = self.plan
+        if plan is None or plan.memory is None or plan.bounds is None or not plan.fits:
+            return math.inf, math.inf, math.inf
+        costs = (plan.bounds.step, plan.memory.host, sum(dataclasses.astuple(plan.bounds)))
+        step, host, total = (cost / plan.tokens for cost in costs)
+        return step, host, total
 
     @property
     def bindings(self) -> str:
