@@ -21,6 +21,8 @@ from xformer.models.xglm import XGLMConfig
 from xformer.objectives import NextToken
 from xformer.optim import SGD, Adafactor, AdamW, Lion
 from xformer.partitioning import MESH_AXES, MeshConfig, Rules, make_mesh, partition_spec
+from xformer.plan.compilation import trace_step
+from xformer.plan.shapes import batch_shapes
 from xformer.training.config import Run
 from xformer.training.state import blueprint
 
@@ -332,6 +334,19 @@ def test_mesh_config_refuses_other_dtypes_of_gradients():
         ValueError, match=r"MeshConfig.gradient_dtype must be None or one of \('float32'"
     ):
         MeshConfig(gradient_dtype="float16")
+
+
+@pytest.mark.parametrize("dtype, expected", [(None, "bf16"), ("float32", "f32")])
+def test_steps_have_the_gradients_of_projections_in_this_dtype(dtype, expected):
+    run = dataclasses.replace(
+        RUN,
+        execution=Execution("bfloat16", layers="scan"),
+        mesh=MeshConfig(data=1, gradient_dtype=dtype),
+    )
+    design = blueprint(run, make_mesh(run.mesh, jax.devices()[:1]))
+    program = str(trace_step(run, design, batch_shapes(run, 4)).jaxpr)
+    found = re.findall(r":(b?f\d+)\[16,(?:16|24)\] = dot_general", program)
+    assert set(found) == {expected} and len(found) >= 5
 
 
 def test_bytes_per_device_fall_with_fsdp():
