@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from xformer import partitioning
 from xformer.layers.attention import AttentionCore
 from xformer.layers.block_sparse import BlockSparse
-from xformer.layers.kernels import block_gpu, block_sparse, block_tpu
+from xformer.layers.kernels import block_gpu, block_sparse, block_tpu, block_tpu_fetch
 from xformer.layers.kernels.block_readers import readers
 from xformer.layers.kernels.block_sparse import attend_by_kernels
 from xformer.layers.mask import Mask
@@ -222,7 +222,7 @@ def test_dropout_is_that_of_other_programs(name, kernels, monkeypatch):
 
 @pytest.mark.usefixtures("small_steps")
 def test_heads_take_turns_where_their_tables_do_not_fit(monkeypatch):
-    monkeypatch.setattr(block_tpu, "_TABLE_BYTES", 4 * 8 * 2)
+    monkeypatch.setattr(block_tpu_fetch, "TABLE_BYTES", 4 * 8 * 2)
     core, length, mask = situation("documents of a decoder")
     arrays = [normal(seed, B, length, N, H) for seed in range(4)]
     run = functools.partial(gradients, mask=mask, **DROPOUT)
