@@ -145,7 +145,7 @@ def test_computed_outputs_hold_logits():
 MESHES = [(4, 1, 2, 1), (1, 4, 2, 1), (1, 1, 8, 1), (2, 2, 2, 1), (1, 2, 4, 1), (2, 1, 2, 2)]
 
 
-def on_mesh(sizes, letters, chunk, given, rules=None):
+def on_mesh(sizes, letters, chunk, given, rules=None, gradient_dtype=None):
     """The computation of both passes, with its arrays where a run has them."""
     mesh, rules = make_mesh(MeshConfig(*sizes)), rules or Rules()
     table = ("vocab", "embed") if letters == "VD" else ("embed", "vocab")
@@ -154,7 +154,7 @@ def on_mesh(sizes, letters, chunk, given, rules=None):
     shardings = partitioning.shardings(given, names, mesh, rules)
 
     def compute(*given):
-        with partitioning.constraints(rules):
+        with partitioning.constraints(rules, gradient_dtype):
             return both_passes.__wrapped__(given, letters, chunk)
 
     whole = partitioning.replicated(mesh)
@@ -168,6 +168,17 @@ def test_sums_do_not_depend_on_the_mesh(sizes, letters):
     given = arrays(letters)
     actual = on_mesh(sizes, letters, 3, given)(*given)
     jax.tree.map(assert_close, actual, both_passes(given, letters, None))
+
+
+@pytest.mark.parametrize("letters", ["VD", "DV"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("wanted", ["bfloat16", "float32"])
+def test_devices_add_up_gradients_in_the_dtype_that_is_wanted(wanted, dtype, letters):
+    given = arrays(letters, dtype)
+    _, (dstates, *found) = on_mesh((1, 4, 2, 1), letters, 3, given, None, wanted)(*given)
+    _, exact = both_passes(given, letters, None)
+    assert dstates.dtype == dtype
+    jax.tree.map(functools.partial(assert_close, rtol=1e-2), found, list(exact[1:]))
 
 
 @pytest.mark.parametrize("letters", ["VD", "DV"])

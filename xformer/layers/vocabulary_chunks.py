@@ -184,6 +184,8 @@ def _gradients_of_shares(
         dscores, part = dscores.astype(dtype), part.astype(dtype)
         dx_BTD = dx_BTD + _multiply(f"{form.scores},{form.letters}->BTD", dscores, part)
         dpart = _multiply(f"{form.scores},BTD->{form.letters}", dscores, states_BTD)
+        if form.gradient_dtype != dtype:  # CPUs fail at float32 products that XLA transposes
+            dpart = lax.optimization_barrier(dpart)
         dpart = shards.own_columns(dpart.astype(form.gradient_dtype), 1 - chunks.axis)
         dtable = lax.dynamic_update_slice_in_dim(dtable, dpart, start, chunks.axis)
         return dx_BTD, dtable, dbias_V
