@@ -104,20 +104,6 @@ def flax_train(setting: Setting) -> Program:
     return training.flax(loss, params)
 
 
-def torch_train(setting: Setting) -> Program:
-    """Training steps of PyTorch."""
-    import torch
-
-    model = programs.torch_model(_CLASS, setting)
-    ids = torch.tensor(ids_of(setting)).long().to(model.device)
-
-    def loss() -> Any:
-        logits = model(ids, use_cache=False).logits[:, :-1]
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[0, 1:])
-
-    return training.torch(loss, model)
-
-
 CASES = [
     Case(
         f"xglm-forward-1x{_LENGTH}",
@@ -128,8 +114,8 @@ CASES = [
     Case(
         f"xglm-train-1x{_LENGTH}",
         f"XGLM-564M train step, 4 layers, 1x{_LENGTH}",
-        {OURS: Side(train), "PyTorch": Side(torch_train), "Flax": Side(flax_train)},
-        (Goal("Flax", 1.1, 1.3), Goal("PyTorch")),
+        {OURS: Side(train), "Flax": Side(flax_train)},  # a third side takes 5 GB more
+        (Goal("Flax", 1.1, 1.3),),
         tolerance=1e-3,
         note="Next token, AdamW, gradients clipped at 1, no dropout.",
     ),
