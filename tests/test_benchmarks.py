@@ -194,6 +194,20 @@ def test_what_was_measured_is_not_measured_again(measured):
     assert other.returncode == 1 and "made with other runs; leave --keep out" in other.stderr
 
 
+@pytest.mark.reference
+def test_nothing_stays_behind_when_it_is_stopped(tmp_path):
+    command = [sys.executable, FOLDER / "peers.py", "--quick", "--only", "vocabulary-loss"]
+    with subprocess.Popen(
+        [*command, "--scratch", tmp_path], stderr=subprocess.PIPE, text=True
+    ) as process:
+        while "is built" not in process.stderr.readline():
+            assert process.poll() is None
+        process.terminate()
+        process.stderr.read()
+        assert process.wait() == 143
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_process_that_ends_early_refuses_its_case(tmp_path):
     from comparing.case import Setting
     from comparing.measuring import run_case

@@ -23,6 +23,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -75,6 +76,8 @@ def main() -> None:
     if args.worker:
         work(json.loads(args.worker))
         return
+    # So that processes and weights of gigabytes do not stay behind.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     chosen = [
         case
         for name, case in every.CASES.items()

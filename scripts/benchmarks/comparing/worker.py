@@ -16,6 +16,7 @@ import numpy as np
 from comparing.case import Program, Setting
 
 _LOG_LINES = 30
+_PATIENCE_S = 3.0
 
 
 class ProcessEnded(Exception):
@@ -90,12 +91,12 @@ class Worker:
         return self._ask("figures")
 
     def stop(self) -> None:
-        """Ends the process."""
+        """Ends the process, whatever it does."""
         if self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
         try:
-            self._process.wait(timeout=30)
+            self._process.wait(timeout=_PATIENCE_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
