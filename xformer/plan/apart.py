@@ -2,9 +2,11 @@
 
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
+import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -40,6 +42,7 @@ def measure_apart(
         OSError: if the description of a GPU cannot be read.
         ValueError: if the mesh does not divide the devices, the batch or an array, if the compiler
             refuses the topology or the program, or if it crashes.
+        Exception: whatever else was raised there, with where it was as a note.
     """
     topology.check_compiler()
     context = multiprocessing.get_context("spawn")
@@ -87,14 +90,28 @@ def _work(
     sys.stderr.flush()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where compilers that crash write for long
     avoid_accelerators()
+    sender.send(_outcome(run, topology, gpu_target, length, quick))
+
+
+def _outcome(
+    run: Run, topology: Topology, gpu_target: str | None, length: int | None, quick: bool
+) -> Plan | Exception:
+    """A plan, or what was raised instead: only what ends the process is a crash."""
     try:
-        devices = topology.devices(gpu_target)
-        sender.send(measure(run, topology, devices, length=length, quick=quick))
+        return measure(run, topology, topology.devices(gpu_target), length=length, quick=quick)
     except (ValueError, OSError) as error:
-        sender.send(error)
+        found: Exception = error
     except jax.errors.JaxRuntimeError as error:
         said = str(error).partition("\n")[0]
-        sender.send(ValueError(f"the compiler for {topology.chip.name} refuses this: {said}"))
+        found = ValueError(f"the compiler for {topology.chip.name} refuses this: {said}")
+    except Exception as error:  # a fault of ours, which is found where it was
+        found = error
+        found.add_note("".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(found))
+    except Exception:  # classes that can be made only in their own way
+        return RuntimeError("".join(traceback.format_exception(found)))
+    return found
 
 
 def _end_with(parent: Any) -> None:
