@@ -18,6 +18,7 @@ from xformer.data.pipeline import open_batches
 from xformer.layers.execution import Execution
 from xformer.optim import SGD, Adafactor, AdamW
 from xformer.partitioning import MeshConfig
+from xformer.training import checkpoints
 from xformer.training.checkpoints import CheckpointError, CheckpointStore
 from xformer.training.fingerprint import tree_checksums
 from xformer.training.integrity import _hash
@@ -170,6 +171,26 @@ def test_checkpoints_do_not_depend_on_the_layer_mode(folder, run, optimizer, sav
     restored = restore(folder, other)
     fresh = initial_state(other)
     assert jax.tree.all(jax.tree.map(np.array_equal, restored.state, fresh))
+
+
+def test_offloading_reads_what_was_saved_in_loops_and_sets_nothing_aside(folder, run):
+    save_steps(folder, dataclasses.replace(run, execution=Execution(layers="scan")), [3])
+    save_steps(folder, run, [7])
+    other = dataclasses.replace(run, execution=Execution(layers="scan", remat="offload"))
+    restored = restore(folder, other)
+    assert restored.step == 7 and not restored.quarantined
+
+
+def test_a_run_that_cannot_be_described_is_no_damage(folder, run, monkeypatch):
+    save_steps(folder, run, [3, 7])
+
+    def refuse(*_):
+        raise ValueError("set Execution.remat")
+
+    monkeypatch.setattr(checkpoints, "_target", refuse)
+    with pytest.raises(ValueError, match="^set Execution.remat"):
+        restore(folder, run)
+    assert (folder / "7").is_dir()
 
 
 def test_parameters_alone_are_restored_beside_a_writer(folder, run):

@@ -269,18 +269,16 @@ class CheckpointStore:
     def _read(self, step: int, target: Callable[[str], Any]) -> tuple[dict[str, Any], Any]:
         """Reads a step and verifies it, each process its parts; all find it sound, or none."""
 
-        def arrays() -> Any:
-            wanted = target(record["layers"])
-            check_forms(record, wanted, whole=isinstance(wanted, TrainState))
-            return self._read_arrays(step, wanted)
-
         def verify() -> None:
             check_contents(record, tree)
             if isinstance(tree, TrainState) and int(tree.step) != step:
                 raise DamagedError(f"it holds step {int(tree.step)}")
 
         record = agreed(f"read the record of step {step}", lambda: self._read_record(step))
-        tree = agreed(f"read the arrays of step {step}", arrays)
+        wanted = target(record["layers"])  # what is wrong with the run is no damage
+        check_forms(record, wanted, whole=isinstance(wanted, TrainState))
+        arrays = f"read the arrays of step {step}"
+        tree = agreed(arrays, lambda: self._read_arrays(step, wanted))
         agreed(f"verify step {step}", verify)  # the checksums are of all processes' parts
         return record, tree
 
@@ -394,7 +392,8 @@ def _target(run: Run, plan: Blueprint, layers: str) -> TrainState:
     """The state's form with stacks as they were saved."""
     if layers == run.execution.layers:
         return plan.own_shapes
-    execution = dataclasses.replace(run.execution, layers=layers)
+    looped = run.execution.looped()  # what recomputes and what offloads decides no form
+    execution = dataclasses.replace(looped, layers=layers)
     return blueprint(dataclasses.replace(run, execution=execution), plan.mesh).own_shapes
 
 
