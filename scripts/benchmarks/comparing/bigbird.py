@@ -250,7 +250,7 @@ CASES = [
     ),
     Case(
         "bigbird-compile",
-        "BigBird-base train step 1x1,024, trace and compile",
+        "BigBird-base train step, 12 layers, 1x1,024, trace and compile",
         {
             OURS: Side(functools.partial(compiled_step, length=1024)),
             "Flax": Side(functools.partial(flax_compiled_step, length=1024)),
