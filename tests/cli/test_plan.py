@@ -3,6 +3,7 @@
 import html
 import importlib.util
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,17 @@ def test_sweep_shows_the_best_and_writes_all_trials(plan, instant, tmp_path, cap
     assert "the best: " in lines[-1] and "--gin.Run.batch_size=8" in lines[-1]
     assert len(said.err.splitlines()) == len(json.loads(path.read_text()))
     assert "quickstart on v5e:2x2" in page.read_text() and "All trials" in page.read_text()
+
+
+@pytest.mark.parametrize("topology", [("v5e:2x2",), ("v5e:1x2", "--slices", "2")])
+def test_what_a_sweep_finds_best_can_be_asked_for(plan, instant, topology, capsys):
+    assert plan("--topology", *topology, *SMALL[:3], "--sweep") == 0
+    best = capsys.readouterr().out.splitlines()[-1].removeprefix("the best: ")
+    arguments = ["show-config", "--gin_file", QUICKSTART, *shlex.split(best), "--devices", "4"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "Execution.remat = 'minimal'" in said and "Run.batch_size = 8\n" in said
+    assert f"MeshConfig.slices = {len(topology) // 3 + 1}\n" in said
 
 
 def test_sweep_of_which_nothing_fits_says_so_and_fails(plan, instant, monkeypatch, capsys):

@@ -80,10 +80,14 @@ def test_names_are_escaped(invented):
 
 def test_the_page_of_a_sweep_has_all_trials_and_the_speeds_of_those_that_fit(invented, large):
     run = load(QUICKSTART).run
-    trials = [Trial(run, invented), Trial(run, large), Trial(run, None, "heads <2>")]
+    trials = [
+        Trial(run, invented, flags="--gin.Run.batch_size=8"),
+        Trial(run, large),
+        Trial(run, None, "heads <2>"),
+    ]
     said = read(sweep_page(trials, "a sweep")).said
     assert {"1 of 3 fit", "12.00 GiB", "too much", "refused", "heads <2>"} <= set(said)
-    assert trials[0].bindings in said
+    assert "--gin.Run.batch_size=8" in said
     assert said.count("compute") == 2  # in the table, and at the end of its bar
 
 

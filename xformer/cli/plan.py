@@ -13,6 +13,7 @@ Example:
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from xformer.plan.advice import advice
 from xformer.plan.apart import measure_apart
 from xformer.plan.compilation import Plan
 from xformer.plan.page import plan_page, sweep_page
-from xformer.plan.sweep import Trial, ranking, sweep, trial_line
+from xformer.plan.sweep import Trial, flags, ranking, sweep, trial_line
 from xformer.plan.topology import Topology
 from xformer.training.config import Run
 
@@ -99,7 +100,8 @@ def run(args: argparse.Namespace) -> int:
 
     name = f"{Path(args.gin_file).stem} on {topology.name}"
     if args.sweep:
-        trials = sweep(wanted, topology.device_count, plan, _tell)
+        write = functools.partial(flags, config_text=loaded.config_text, given=args.gin_bindings)
+        trials = sweep(wanted, topology.device_count, plan, _tell, write)
         _write(args.json, lambda: _json_text([_trial_json(one) for one in trials]))
         _write(args.html, lambda: sweep_page(trials, name))
         return _show_trials(trials)
@@ -123,14 +125,14 @@ def _show_trials(trials: list[Trial]) -> int:
         if best.plan is not None:
             print("\n".join(f"- {line}" for line in advice(best.run, best.plan)))
         return 1
-    print(f"\nthe best: {best.bindings}")
+    print(f"\nthe best: {best.flags}")
     return 0
 
 
 def _trial_json(trial: Trial) -> dict:
     if trial.plan is None:
-        return {"settings": trial.bindings, "refusal": trial.refusal}
-    return {"settings": trial.bindings, **report.as_json(trial.plan)}
+        return {"settings": trial.flags, "refusal": trial.refusal}
+    return {"settings": trial.flags, **report.as_json(trial.plan)}
 
 
 def _tell(trial: Trial, number: int, most: int) -> None:

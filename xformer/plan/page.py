@@ -49,7 +49,7 @@ def sweep_page(trials: Sequence[Trial], name: str) -> str:
     fitting = [one for one in trials if one.plan is not None and one.plan.fits]
     said = f"{len(fitting)} of {len(trials)} fit" if fitting else "nothing fits"
     best = fitting[0] if fitting else None
-    lines = [f"<p>the best: <code>{page.text(best.bindings)}</code></p>"] if best else []
+    lines = [f"<p>the best: <code>{page.text(best.flags)}</code></p>"] if best else []
     rows = {str(place): cells(one) for place, one in enumerate(trials, 1)}
     refused = sorted({one.refusal for one in trials if one.refusal})
     parts = [

@@ -6,7 +6,9 @@ to try everything with everything would take hours and seldom finds more.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+import re
+import shlex
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from xformer.layers.execution import REMAT_POLICIES
@@ -28,11 +30,13 @@ class Trial:
         run: The run as it was changed.
         plan: What it needs; None if it was refused.
         refusal: Why it was refused; empty if it was not.
+        flags: How it is asked for on the command line; see `flags`.
     """
 
     run: Run
     plan: Plan | None
     refusal: str = ""
+    flags: str = ""
 
     @property
     def rank(self) -> tuple[float, float, float]:
@@ -48,19 +52,37 @@ class Trial:
         step, host, total = (cost / plan.tokens for cost in costs)
         return step, host, total
 
-    @property
-    def bindings(self) -> str:
-        """The settings that were tried, as they are given on the command line."""
-        mesh = self.run.mesh
-        values: dict[str, object] = {
-            "MeshConfig.data": mesh.data,
-            "MeshConfig.fsdp": mesh.fsdp,
-            "MeshConfig.sequence": mesh.sequence,
-            "MeshConfig.tensor": mesh.tensor,
-            "Run.batch_size": self.run.batch_size,
-            "Execution.remat": f"'\"{self.run.execution.remat}\"'",
-        }
-        return " ".join(f"--gin.{key}={value}" for key, value in values.items())
+
+def flags(run: Run, config_text: str, given: Sequence[str] = ()) -> str:
+    """Writes what makes a run of another one that differs in mesh, batch size or remat policy.
+
+    Args:
+        run: The run wanted.
+        config_text: The other one's configuration, as `xformer.configurables.Loaded` has it.
+        given: The bindings beside the gin file that it was read with, each "KEY=VALUE".
+
+    Returns:
+        All flags beside `--gin_file`, for a shell: those that were given, or others in their place.
+    """
+    mesh = run.mesh
+    values: dict[str, object] = {}
+    for field, name, bound in (
+        ("mesh", "MeshConfig", {
+            "data": mesh.data, "fsdp": mesh.fsdp, "sequence": mesh.sequence,
+            "tensor": mesh.tensor, "slices": mesh.slices,
+        }),
+        ("execution", "Execution", {"remat": f'"{run.execution.remat}"'}),
+    ):  # fmt: skip
+        built = re.search(rf"^Run\.{field} = @([\w./]+)\(\)$", config_text, re.MULTILINE)
+        if built is None:  # what nothing builds cannot be bound
+            values[f"Run.{field}"] = f"@{name}()"
+        owner = built[1] if built else name
+        values |= {f"{owner}.{key}": value for key, value in bound.items()}
+    values["Run.batch_size"] = run.batch_size
+    replaced = {key.rpartition("/")[2] for key in values}
+    kept = [one for one in given if one.partition("=")[0].rpartition("/")[2] not in replaced]
+    written = [*kept, *(f"{key}={value}" for key, value in values.items())]
+    return " ".join(shlex.quote(f"--gin.{one}") for one in written)
 
 
 def sweep(
@@ -68,6 +90,7 @@ def sweep(
     device_count: int,
     measure: Callable[[Run], Plan],
     tell: Callable[[Trial, int, int], None],
+    write: Callable[[Run], str],
 ) -> list[Trial]:
     """Tries meshes, then batch sizes and remat policies on the best of them.
 
@@ -76,6 +99,7 @@ def sweep(
         device_count: Devices of the topology.
         measure: Plans a run.
         tell: Is told of each trial when it is done, its number and how many there will be at most.
+        write: Writes the flags that ask for a run.
 
     Returns:
         The trials, the best first.
@@ -88,9 +112,9 @@ def sweep(
         if candidate in tried:
             return
         try:
-            trial = Trial(candidate, measure(candidate))
+            trial = Trial(candidate, measure(candidate), flags=write(candidate))
         except ValueError as error:
-            trial = Trial(candidate, None, str(error))
+            trial = Trial(candidate, None, str(error), flags=write(candidate))
         tried[candidate] = trial
         tell(trial, len(tried), most)
 
