@@ -145,18 +145,35 @@ def test_a_loop_with_collectives_and_no_limit_is_refused():
         collectives(loop(condition=CONDITION.replace("constant(32)", "negate(%i)")), MESH)
 
 
-def test_a_chain_of_fusions_that_repeats_a_gather_counts_once():
-    def fused(number):
-        return f"""
+def fused(number, groups):
+    return f"""
 %fused.{number} (p.{number}: bf16[8,128]) -> bf16[8,512] {{
   %p.{number} = bf16[8,128]{{1,0}} parameter(0)
-  {gather("[8,2]<=[16]", channel=3)}
+  {gather(groups, channel=3)}
 }}
 """
 
-    lines = [f"%f.{i} = bf16[8,512] fusion(%p), kind=kLoop, calls=%fused.{i}" for i in range(3)]
-    (found,) = collectives(program(*lines, before="".join(map(fused, range(3)))), MESH)
+
+def fusions(*groups):
+    lines = [
+        f"%f.{i} = bf16[8,512] fusion(%p), kind=kLoop, calls=%fused.{i}" for i in range(len(groups))
+    ]
+    return program(*lines, before="".join(map(fused, range(len(groups)), groups)))
+
+
+def test_a_chain_of_fusions_that_repeats_a_gather_counts_once():
+    (found,) = collectives(fusions(*["[8,2]<=[16]"] * 3), MESH)
     assert (found.count, found.array_bytes) == (1, 8 * 512 * 2)
+
+
+def test_fusions_that_gather_in_other_groups_are_no_chain():
+    groups = ("[8,2]<=[16]", "[8,2]<=[2,8]T(1,0)", "[4,4]<=[8,2]T(1,0)", "[8,2]<=[16]")
+    found = collectives(fusions(*groups), MESH)
+    assert {(one.axes, one.group, one.count) for one in found} == {
+        ("tensor", 2, 1),
+        ("data", 2, 1),
+        ("fsdp", 4, 1),
+    }
 
 
 def test_what_is_written_out_counts_each_time():

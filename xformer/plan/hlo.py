@@ -4,10 +4,10 @@
     group        the devices that take part in it, by their numbers on the mesh
 
 Four things are not as they look. The body of a loop stands once, and runs as often as its condition
-says. A gather that overlaps with computing is a chain of fusions that all repeat it, under one name
-and `channel_id`; elsewhere that number says nothing: all that is written out in a `jax.shard_map`
-has the same. An all-reduce of which each device keeps its part, in a fusion called
-`all-reduce-scatter`, is a reduce-scatter. Between slices, arrays are sent and received.
+says. A gather that overlaps with computing is a chain of fusions that all repeat it, in one kind of
+group under one name and `channel_id`; elsewhere that number says nothing: all that is written out
+in a `jax.shard_map` has the same. An all-reduce of which each device keeps its part, in a fusion
+called `all-reduce-scatter`, is a reduce-scatter. Between slices, arrays are sent and received.
 """
 
 import math
@@ -122,7 +122,7 @@ def collectives(text: str, mesh: Mapping[str, int]) -> tuple[Collective, ...]:
             key: tuple[str, ...] = (name, str(number))
             if name in fused:
                 named = re.findall(r'channel_id=\d+|op_name="[^"]*"', instruction.rest)
-                key = (one.kind, *named) if named else key
+                key = (one.kind, one.axes, str(one.group), *named) if named else key
             if key not in found or found[key].array_bytes < one.array_bytes:
                 found[key] = one
     sums: dict[tuple[str, str, int], Collective] = {}
