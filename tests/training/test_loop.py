@@ -252,6 +252,18 @@ def test_what_failed_before_its_first_step_begins_again_with_other_settings(
     assert found == fresh and found[0][0] == 0
 
 
+def test_what_was_stopped_before_its_first_step_begins_again_with_other_settings(
+    make_run, tmp_path
+):
+    notice = StopNotice()
+    notice.received = "SIGTERM"
+    outcome = train(make_run(seed=1, steps=3), plain=True, notice=notice)
+    assert (outcome.status, outcome.step) == ("preempted", 0)
+    assert status(tmp_path / "run")["status"] == "preempted"
+    assert not os.listdir(tmp_path / "run" / "checkpoints")
+    assert train(make_run(seed=2, steps=3), plain=True).status == "finished"
+
+
 def test_another_dtype_is_refused_on_resume(make_run, reference, finished):
     run = make_run(folder=str(finished / "run"), execution=Execution(dtype="bfloat16"))
     with pytest.raises(ValueError, match="dtype was 'float32' and is now 'bfloat16'"):

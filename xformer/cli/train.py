@@ -93,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
     """Trains.
 
     Returns:
-        0 if the run is finished, 75 if it was preempted and has saved its state.
+        0 if the run is finished, 75 if it was preempted and has saved its state, if it had
+        taken a step.
     """
     from xformer.distributed import connected
     from xformer.training.signals import StopNotice
@@ -114,7 +115,10 @@ def _train(args: argparse.Namespace, notice: "StopNotice") -> int:
     folder = loaded.run.folder
     if outcome.status == "preempted":
         if is_first():
-            print(f"stopped and saved at step {outcome.step:,}; give the same command to go on")
+            saved = (
+                f"and saved at step {outcome.step:,}" if outcome.step else "before the first step"
+            )
+            print(f"stopped {saved}; give the same command to go on")
         return EXIT_PREEMPTED
     if not is_first():
         return 0

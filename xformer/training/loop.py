@@ -96,7 +96,8 @@ def train(
         notice: What has been listening for signals; None begins to listen here.
 
     Returns:
-        How it ended. A preempted run has saved its state: call again to go on.
+        How it ended. A preempted run has saved its state, if it has taken a step: call again to
+            go on.
 
     Raises:
         ValueError: bad configuration or data, before anything is computed; or too many steps that
@@ -255,7 +256,8 @@ class _Trainer:
             self._write_samples()
         except PreemptedError:
             self._settle()
-            self._save()
+            if self.step:  # else it would tie the folder to settings that no step was taken with
+                self._save()
             return PREEMPTED
         return FINISHED
 
