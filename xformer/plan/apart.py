@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -104,13 +103,8 @@ def _outcome(
     except jax.errors.JaxRuntimeError as error:
         said = str(error).partition("\n")[0]
         found = ValueError(f"the compiler for {topology.chip.name} refuses this: {said}")
-    except Exception as error:  # a fault of ours, which is found where it was
-        found = error
-        found.add_note("".join(traceback.format_exception(error)))
-    try:
-        pickle.loads(pickle.dumps(found))
-    except Exception:  # classes that can be made only in their own way
-        return RuntimeError("".join(traceback.format_exception(found)))
+    except Exception as error:  # a fault of ours, told as it is: its class may not be sent
+        found = RuntimeError("".join(traceback.format_exception(error)))
     return found
 
 
