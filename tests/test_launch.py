@@ -86,7 +86,7 @@ def test_slurm_submits_a_job_that_is_requeued_when_it_was_preempted(launch):
     result, given = launch("slurm", "--nodes", "2", "--partition", "gpu", "--", *TRAIN)
     assert result.returncode == 0, result.stderr
     assert given[:9] == shlex.split(
-        "sbatch --nodes 2 --ntasks-per-node 8 --gpus-per-task 1 --time 24:00:00"
+        "sbatch --nodes 2 --ntasks-per-node 8 --gpus-per-node 8 --time 24:00:00"
     )
     assert given[9:-2] == shlex.split(
         "--partition gpu --requeue --open-mode append --signal TERM@120"
