@@ -151,6 +151,16 @@ def test_any_axis_may_span_hosts_of_gpus():
         make_mesh(MeshConfig(slices=4), devices)
 
 
+def test_hosts_of_gpus_that_are_compiled_for_are_told_by_their_processes():
+    """Where nothing runs, JAX has them all in one slice."""
+    devices = [SliceDevice(i, 0, i // 4, "gpu") for i in range(8)]
+    found = make_mesh(MeshConfig(fsdp=4, slices=2), devices).devices
+    assert [device.id for device in found[1].flat] == [4, 5, 6, 7]
+    assert make_mesh(MeshConfig(fsdp=8), devices).devices.shape == (1, 8, 1, 1)
+    with pytest.raises(ValueError, match="lie in 2 slices"):
+        make_mesh(MeshConfig(slices=4), devices)
+
+
 @pytest.mark.parametrize(
     "field, value",
     [

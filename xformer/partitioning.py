@@ -159,8 +159,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     sizes = tuple(shape.values())
     # Devices that are not in slices (CPUs) may stand for some.
     found = len({getattr(device, "slice_index", None) for device in devices})
-    if config.slices == 1 and devices[0].platform == "gpu":
-        found = 1  # what JAX calls a slice of GPUs is a host, and any axis may span hosts
+    by_process = False
+    if devices[0].platform == "gpu":  # what JAX calls a slice of GPUs is a host
+        if config.slices == 1:
+            found = 1  # any axis may span hosts
+        elif found == 1:  # GPUs that are compiled for do not say their host but by the process
+            found, by_process = len({device.process_index for device in devices}), True
     if found != config.slices and hasattr(devices[0], "slice_index"):
         raise ValueError(
             f"the devices lie in {found} slices: set MeshConfig.slices = {found}, "
@@ -169,7 +173,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     if found > 1:
         within = (sizes[0] // found, *sizes[1:])
         arranged = mesh_utils.create_hybrid_device_mesh(
-            within, (found, 1, 1, 1), devices, allow_split_physical_axes=True
+            within,
+            (found, 1, 1, 1),
+            devices,
+            process_is_granule=by_process,
+            allow_split_physical_axes=True,
         )
     else:
         arranged = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
