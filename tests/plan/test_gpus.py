@@ -21,3 +21,10 @@ def test_gpus_are_planned_for_without_one(plan_of):
     assert {("all-gather", "fsdp"), ("reduce-scatter", "fsdp"), ("all-reduce", "tensor")} <= kinds
     gathered = sum(one.array_bytes for one in plan.collectives if one.kind == "all-gather")
     assert gathered < 3 * 4 * plan.parameters  # float32, forward and backward
+
+
+def test_slices_of_gpus_are_hosts(plan_of):
+    slices = ("Run.batch_size=8", "MeshConfig.tensor=2", "MeshConfig.slices=2")
+    plan = plan_of(QUICKSTART, "h100:1x2", *slices, length=64)
+    assert plan.fits and plan.mesh["data"] == 2 and plan.topology.name == "2 x h100:1x2"
+    assert {"data", "tensor"} <= {one.axes for one in plan.collectives}

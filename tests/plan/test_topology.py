@@ -76,8 +76,12 @@ def test_a_missing_compiler_is_said_how_to_install(name, package, extra, monkeyp
         Topology.parse(name).devices()
 
 
-def test_slices_of_gpus_are_refused():
-    with pytest.raises(ValueError, match="slices are of TPUs, got 2 .* first side: h100:6x8"):
+def test_a_slice_of_gpus_is_a_host():
+    topology = Topology.parse("h100:8", 3)
+    assert (topology.chips, topology.name) == (24, "3 x h100:1x8")
+    with pytest.raises(
+        ValueError, match="is a host, got 2 slices of 'h100:3x8': .* h100:1x8 for 2"
+    ):
         Topology.parse("h100:3x8", 2)
 
 
@@ -114,7 +118,8 @@ def test_gpus_are_described_by_published_figures_or_by_a_file(asked, tmp_path):
     path.write_text("a description")
     assert Topology.parse("h100:2x8").devices() == [1, 2]
     assert Topology.parse("h100:8").devices(str(path)) == [1, 2]
-    assert [one["topology"] for one in asked] == ["1x2x8", "1x1x8"]
+    assert Topology.parse("h100:1x8", 3).devices() == [1, 2]
+    assert [one["topology"] for one in asked] == ["1x2x8", "1x1x8", "1x3x8"]
     assert "core_count: 132" in asked[0]["target_config"]
     assert asked[1]["target_config"] == "a description"
 

@@ -94,7 +94,7 @@ class Topology:
     Attributes:
         chip: What they are.
         shape: Chips along each side of a slice; hosts and GPUs of a host.
-        slices: Slices, which only the network connects.
+        slices: Slices, which only the network connects; hosts of GPUs, if one has to be each.
     """
 
     chip: Chip
@@ -143,10 +143,11 @@ class Topology:
             )
         if slices < 1:
             raise ValueError(f"there must be at least 1 slice, got {slices}")
-        if slices > 1 and not chip.is_tpu:
+        if slices > 1 and not chip.is_tpu and shape[0] > 1:
             raise ValueError(
-                f"slices are of TPUs, got {slices} of {name!r}; hosts of GPUs are the first side: "
-                f"{chip.name}:{slices * shape[0]}x{shape[1]}"
+                f"a slice of GPUs is a host, got {slices} slices of {name!r}: write "
+                f"{chip.name}:1x{shape[1]} for {slices} hosts, or MeshConfig.slices = 1 for "
+                "several that any mesh axis may span"
             )
         return cls(chip, shape, slices)
 
@@ -231,7 +232,7 @@ class Topology:
             found = topologies.get_topology_desc(
                 platform="cuda",
                 topology_name="",
-                topology=f"1x{hosts}x{gpus}",
+                topology=f"1x{self.slices * hosts}x{gpus}",
                 target_config=described,
             )
         except Exception as error:  # the plugin's own class
