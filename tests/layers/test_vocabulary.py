@@ -219,6 +219,17 @@ def test_no_device_holds_the_scores_or_the_table(tensor, letters):
 
 
 @pytest.mark.parametrize("letters", ["VD", "DV"])
+def test_axes_of_places_leave_a_device_the_whole_vocabulary(letters):
+    """A chunk that is a share over such axes is no share of what a device has to score."""
+    vocab_size, width, chunk = 320, 8, 40
+    table = (vocab_size, width) if letters == "VD" else (width, vocab_size)
+    given = tuple(jnp.zeros(shape) for shape in ((B, T, width), table, (vocab_size,)))
+    function = on_mesh((1, 8, 1, 1), letters, chunk, given, Rules(act_vocab=("fsdp",)))
+    shapes = re.findall(r"f32\[([\d,]+)\]", function.lower(*given).compile().as_text())
+    assert max(math.prod(map(int, shape.split(","))) for shape in shapes) <= chunk * width
+
+
+@pytest.mark.parametrize("letters", ["VD", "DV"])
 @pytest.mark.parametrize("tensor, vocab_size", [(4, 37), (8, 33), (8, 17)])
 def test_a_vocabulary_need_not_be_divided(tensor, vocab_size, letters):
     """Tokens that pad the last shares have no part in anything."""

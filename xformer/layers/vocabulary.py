@@ -14,8 +14,7 @@ from flax.typing import Initializer
 from jaxtyping import Array, Float, Int
 
 from xformer.layers.parameter import with_axes
-from xformer.layers.sharding import mesh_axes
-from xformer.layers.table_shards import ways
+from xformer.layers.table_shards import TableShards, ways
 from xformer.layers.vocabulary_chunks import Sums, sums_in_chunks
 
 
@@ -73,9 +72,8 @@ class VocabularyScores:
         Returns:
             The sums of every place.
         """
-        if self.chunk is None:
-            return sums_of(self.logits(), ids_BT)
-        if self.chunk >= -(-self.vocab_size // ways(mesh_axes("act_vocab"))):
+        shards = TableShards.of(ids_BT.shape, "act_vocab", self.states_BTD.shape[-1])
+        if self.chunk is None or self.chunk >= -(-self.vocab_size // ways(shards.rows)):
             return sums_of(self.logits(), ids_BT)
         sums = sums_in_chunks(
             self.letters, self.chunk, self.states_BTD, self.table, self.bias_V, ids_BT
