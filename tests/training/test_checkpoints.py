@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from xformer.data.pipeline import open_batches
 from xformer.layers.execution import Execution
 from xformer.optim import SGD, Adafactor, AdamW
 from xformer.partitioning import MeshConfig
-from xformer.training import checkpoints
+from xformer.training import agreement, checkpoints
 from xformer.training.checkpoints import CheckpointError, CheckpointStore
 from xformer.training.fingerprint import tree_checksums
 from xformer.training.integrity import _hash
@@ -89,6 +90,11 @@ def save_steps(folder, run, steps, keep=5):
             store.save(step, state, run.execution.layers, {"note": step})
             saved[step] = tree_checksums(state)
     return saved
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr(agreement, "_PAUSE_S", 0)
 
 
 def restore(folder, run, mesh=None):
@@ -276,6 +282,19 @@ def test_damaged_metadata_is_caught(folder, run, item):
     path = folder / "7" / item
     path.write_bytes(path.read_bytes()[:7])
     assert restore(folder, run).step == 3
+
+
+@abandons_coroutines
+@pytest.mark.parametrize("item", ["state/_METADATA", "state/manifest.ocdbt", "record/metadata"])
+def test_a_file_that_is_seen_late_is_no_damage(folder, run, item, monkeypatch):
+    save_steps(folder, run, [3, 7])
+    path = folder / "7" / item
+    content = path.read_bytes()
+    path.unlink()
+    pause = types.SimpleNamespace(sleep=lambda _: path.write_bytes(content))
+    monkeypatch.setattr(agreement, "time", pause)
+    restored = restore(folder, run)
+    assert restored.step == 7 and not restored.quarantined
 
 
 def test_a_step_without_its_commit_file_does_not_count(folder, run):

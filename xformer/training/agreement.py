@@ -1,13 +1,16 @@
 """Whether all processes of a run, and all its parts in time, have the same settings."""
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from xformer import distributed
-from xformer.training.integrity import DamagedError, brief, is_damage
+from xformer.training.integrity import DamagedError, brief, is_damage, is_missing
 
 _LISTED = 8
+# As long as clients of NFS believe what they know of a folder, unless they are told otherwise.
+_PAUSE_S = 30
 
 T = TypeVar("T")
 
@@ -39,7 +42,8 @@ def agreed(what: str, read: Callable[[], T]) -> T:
 
     Args:
         what: What is done, for messages.
-        read: Reads; must not wait for another process.
+        read: Reads; must not wait for another process. If it misses a file, it is called once
+            more after a pause.
 
     Returns:
         What it read.
@@ -50,7 +54,7 @@ def agreed(what: str, read: Callable[[], T]) -> T:
     """  # noqa: DOC502
     found = None
     try:
-        value = read()
+        value = _read_again_if_missing(read)
     except Exception as error:  # orbax raises bare ones for damaged files
         if not is_damage(error):
             raise
@@ -87,3 +91,14 @@ def differences(
     if json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True):
         return []
     return [f"{path} {words[0].format(one)} and {words[1].format(other)}"]
+
+
+def _read_again_if_missing(read: Callable[[], T]) -> T:
+    """Gives a file that another host has written the time to be seen here."""
+    try:
+        return read()
+    except Exception as error:
+        if not is_missing(error):
+            raise
+    time.sleep(_PAUSE_S)
+    return read()

@@ -289,6 +289,8 @@ class CheckpointStore:
         return record
 
     def _read_arrays(self, step: int, target: Any) -> Any:
+        # Missing it, orbax raises something else than for other files.
+        (self._folder / str(step) / "state" / "_METADATA").stat()
         restore = ocp.args.PyTreeRestore(
             item=target,
             restore_args=ocp.checkpoint_utils.construct_restore_args(target),

@@ -99,6 +99,11 @@ def is_damage(error: Exception) -> bool:
     return not passing and not any(word in str(error) for word in _PASSING_WORDS)
 
 
+def is_missing(error: Exception) -> bool:
+    """Whether an error in reading says that a file is not there."""
+    return isinstance(error, FileNotFoundError) or "NOT_FOUND" in str(error)
+
+
 def brief(error: Exception) -> str:
     """An error on one line: the libraries below print whole arrays."""
     line = f"{type(error).__name__}: {error}".splitlines()[0]
