@@ -15,6 +15,7 @@ from xformer.distributed import Connection, is_cluster, meet, of_first
 
 PROGRAM = """
 import sys, time
+from xformer import distributed
 from xformer.distributed import Connection, connected, meet, of_first, process_index
 from xformer.training.agreement import agreed, check_processes
 from xformer.training.integrity import DamagedError
@@ -49,6 +50,17 @@ try:
             except DamagedError as error:
                 meet("fall back")
                 print(error)
+        elif case == "waiting":
+            client, asked = distributed.global_state.client, []
+            class Counting:
+                def __getattr__(self, name):
+                    asked.append(name)
+                    return getattr(client, name)
+            distributed.global_state.client = Counting()
+            time.sleep(3 * (index == 2))
+            meet("the save")
+            distributed.global_state.client = client
+            assert len(asked) < 15, asked
         elif case == "other data":
             check_processes("data", {"data": {"rows": 7 + (index == 1)}, "tokenizer": "a"})
         print("met")
@@ -83,6 +95,10 @@ def printed(case, seconds=60):
 
 def test_processes_meet():
     assert printed("none") == ["met"] * 3
+
+
+def test_those_that_wait_seldom_ask():
+    assert printed("waiting") == ["met"] * 3
 
 
 def test_a_late_process_is_named_in_time():

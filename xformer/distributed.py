@@ -21,7 +21,9 @@ from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
 _SHUTDOWN_TIMEOUT_S = 10
-_POLL_S = 0.05
+# How long the service is waited for at a time. It answers at once when what is waited for is there;
+# in between, a process looks whether another one has failed.
+_WAIT_S = 1.0
 _FAILED = "xformer/failed"
 _meetings = itertools.count()
 _visits: Counter[str] = Counter()
@@ -208,9 +210,10 @@ def _gather(place: str, name: str, value: Any) -> list[Any]:
         raise PeerError(_late)
     client: Any = global_state.client
     client.key_value_set(f"{place}/{process_index()}", json.dumps(value))
-    arrived = client.key_value_increment(f"{place} arrived", 1)
+    if client.key_value_increment(f"{place} arrived", 1) == process_count():
+        put(f"{place} all", "")
     end = time.monotonic() + _timeout_s
-    while arrived < process_count():
+    while not _is_put_within(f"{place} all", _WAIT_S):
         if failure := get(_FAILED):
             raise PeerError(f"another process has failed: {failure}")
         if time.monotonic() > end:
@@ -222,8 +225,6 @@ def _gather(place: str, name: str, value: Any) -> list[Any]:
                 break
             _late = f"processes {late} have not come to {name!r} within {_timeout_s:g} s"
             raise PeerError(_late)
-        time.sleep(_POLL_S)
-        arrived = int(get(f"{place} arrived") or 0)
     found = {int(k.rpartition("/")[2]): v for k, v in client.key_value_dir_get(f"{place}/")}
     return [json.loads(found[index]) for index in range(process_count())]
 
@@ -280,6 +281,18 @@ def get(key: str) -> str | None:
         if "NOT_FOUND" not in str(error):
             raise
         return None
+
+
+def _is_put_within(key: str, seconds: float) -> bool:
+    """Waits until some process has `put` something, in the service rather than by asking often."""
+    client: Any = global_state.client
+    try:
+        client.blocking_key_value_get(key, round(1000 * seconds))
+    except jax.errors.JaxRuntimeError as error:
+        if "DEADLINE_EXCEEDED" not in str(error):
+            raise
+        return False
+    return True
 
 
 def _failure() -> str | None:
