@@ -12,8 +12,9 @@ import pytest
 
 from xformer.layers.dropout import dropout
 from xformer.layers.execution import LAYER_MODES, REMAT_POLICIES, Execution
-from xformer.layers.linear import Linear
+from xformer.layers.linear import GroupedLinear, Linear
 from xformer.layers.stack import Stack, restack
+from xformer.partitioning import Rules, constraints
 
 LAYERS, WIDTH = 3, 4
 FORMS = [
@@ -122,6 +123,40 @@ def test_remat_decides_what_the_gradient_computes_again(layers):
     assert products["none"] == products["minimal"] < products["full"]
     if layers == "scan":
         assert (tanh["offload"], products["offload"]) == (tanh["full"], products["full"])
+
+
+class Projections(nn.Module):
+    """Two projections, of groups or not; the second needs the first for its gradient."""
+
+    groups: int | None = None
+
+    @nn.compact
+    def __call__(self, x_BTD, inputs, context):
+        kind = functools.partial(GroupedLinear, groups=self.groups) if self.groups else Linear
+        for name in ("first", "second"):
+            x_BTD = jnp.tanh(kind(WIDTH, ("embed", "mlp"), name=name)(x_BTD))
+        return x_BTD, None
+
+
+@pytest.mark.parametrize("layers", LAYER_MODES)
+@pytest.mark.parametrize("groups", [None, 1, 2])
+@pytest.mark.parametrize("gradient_dtype", [None, "bfloat16"])
+def test_minimal_keeps_products_with_weights_whatever_their_groups(layers, groups, gradient_dtype):
+    def count(remat, operation):
+        block = functools.partial(Projections, groups)
+        stack = make_stack(layers, remat, block=block)
+        params = jax.eval_shape(stack.init, KEY, x(), [None] * LAYERS, None)
+
+        def loss(params, x):
+            with constraints(Rules(), gradient_dtype):
+                out = stack.apply(nn.meta.unbox(params), x, [None] * LAYERS, None)
+            return jnp.square(out.x_BTD).sum()
+
+        return count_operations(jax.make_jaxpr(jax.grad(loss, (0, 1)))(params, x()), operation)
+
+    for operation, is_kept in (("dot_general", True), ("tanh", False)):
+        none, minimal, full = (count(remat, operation) for remat in ("none", "minimal", "full"))
+        assert none < full and minimal == (none if is_kept else full)
 
 
 def test_what_enters_a_layer_waits_on_the_host():

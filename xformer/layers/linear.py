@@ -7,10 +7,14 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Initializer
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from xformer.layers.parameter import with_axes
 from xformer.layers.sharding import gradient_dtype
+
+GROUPED_PRODUCT = "grouped_product"
+"""What `jax.checkpoint` knows products of groups by: it sees no weights in products of batches."""
 
 
 class Linear(nn.Module):
@@ -146,7 +150,8 @@ def _multiply(dtype: jnp.dtype, x: Array, kernel: Array) -> Array:
     kernel = kernel.astype(x.dtype)
     if kernel.ndim == 2:
         return jnp.matmul(x, kernel, preferred_element_type=dtype)
-    return jnp.einsum("GBTD,GDF->GBTF", x, kernel, preferred_element_type=dtype)
+    product = jnp.einsum("GBTD,GDF->GBTF", x, kernel, preferred_element_type=dtype)
+    return checkpoint_name(product, GROUPED_PRODUCT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -24,12 +24,16 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from xformer.layers.dropout import split_key
 from xformer.layers.execution import HOST_MEMORY, Execution
+from xformer.layers.linear import GROUPED_PRODUCT
 
 STACKED = "stacked"
 _ENTERED = "entered"  # what the policy "offload" calls the input of a block
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "minimal": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(GROUPED_PRODUCT),
+    ),
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=[_ENTERED],
