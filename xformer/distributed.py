@@ -46,7 +46,8 @@ class Connection:
         heartbeat_s: Seconds without a sign of life after which a process counts as dead, and the
             others end.
         timeout_s: Seconds that a process waits for the others at every point where all must meet:
-            at the start, around checkpoints, and at the end.
+            at the start, around checkpoints, and at the end; while others write their parts of a
+            checkpoint, at least 30 minutes.
     """
 
     coordinator: str = ""
@@ -186,25 +187,27 @@ def meet(name: str, value: Any = None) -> list[Any]:
     """  # noqa: DOC502
     if process_count() == 1:
         return [value]
-    return _gather(f"xformer/meeting/{next(_meetings)} {name}", name, value)
+    return _gather(f"xformer/meeting/{next(_meetings)} {name}", name, value, _timeout_s)
 
 
-def wait_for_all(place: str, name: str) -> None:
+def wait_for_all(place: str, name: str, at_least_s: float = 0) -> None:
     """Waits until all processes have come to a place, in any thread.
 
     Args:
         place: Which one; all come there equally often, to several places in any order.
         name: What it is called in messages.
+        at_least_s: Seconds to wait for the others if `Connection.timeout_s` is less.
 
     Raises:
         PeerError: as `meet`.
     """  # noqa: DOC502
     if process_count() > 1:
         _visits[place] += 1
-        _gather(f"xformer/place/{place}/{_visits[place]}", name, None)
+        there = f"xformer/place/{place}/{_visits[place]}"
+        _gather(there, name, None, max(at_least_s, _timeout_s))
 
 
-def _gather(place: str, name: str, value: Any) -> list[Any]:
+def _gather(place: str, name: str, value: Any, timeout_s: float) -> list[Any]:
     global _late
     if _late:  # to wait again, on the way out, would double the time
         raise PeerError(_late)
@@ -212,7 +215,7 @@ def _gather(place: str, name: str, value: Any) -> list[Any]:
     client.key_value_set(f"{place}/{process_index()}", json.dumps(value))
     if client.key_value_increment(f"{place} arrived", 1) == process_count():
         put(f"{place} all", "")
-    end = time.monotonic() + _timeout_s
+    end = time.monotonic() + timeout_s
     while not _is_put_within(f"{place} all", _WAIT_S):
         if failure := get(_FAILED):
             raise PeerError(f"another process has failed: {failure}")
@@ -223,7 +226,7 @@ def _gather(place: str, name: str, value: Any) -> list[Any]:
             late = sorted(set(range(process_count())) - there)
             if not late:  # one stopped between the two calls above
                 break
-            _late = f"processes {late} have not come to {name!r} within {_timeout_s:g} s"
+            _late = f"processes {late} have not come to {name!r} within {timeout_s:g} s"
             raise PeerError(_late)
     found = {int(k.rpartition("/")[2]): v for k, v in client.key_value_dir_get(f"{place}/")}
     return [json.loads(found[index]) for index in range(process_count())]

@@ -11,7 +11,7 @@ import pytest
 TIMEOUT_S = 5
 
 PROGRAM = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 
 from orbax.checkpoint._src.multihost import multihost
@@ -19,6 +19,7 @@ from orbax.checkpoint._src.multihost import multihost
 from xformer import distributed, partitioning
 from xformer.configurables import load
 from xformer.distributed import Connection, connected
+from xformer.training import checkpoints
 from xformer.training.checkpoints import CheckpointStore
 from xformer.training.state import blueprint, create_state
 
@@ -29,10 +30,16 @@ def stop(*args):
         os.kill(os.getpid(), signal.SIGSTOP)
     wait(*args)
 
+def write_slowly(*args):
+    if "complete" in args[0]:
+        time.sleep(int(timeout_s) + 3)
+    wait(*args)
+
 place = {
     "save": (CheckpointStore, "check"),
     "hand over": (CheckpointStore, "_empty_trash"),
     "commit": (distributed, "wait_for_all"),
+    "slow": (distributed, "wait_for_all"),
     "read": (CheckpointStore, "_read_arrays"),
 }[case]
 wait = distributed.wait_for_all
@@ -49,17 +56,60 @@ try:
                 store.wait()
             distributed.meet("go")
             distributed._timeout_s = int(timeout_s)
+            checkpoints._WRITING_S = int(timeout_s) if case == "commit" else 60
             if index == "1":
-                setattr(*place, stop)
+                setattr(*place, write_slowly if case == "slow" else stop)
             multihost._DEFAULT_BARRIER_TIMEOUT = int(timeout_s)
             if case == "read":
                 store.restore(run, plan)
             else:
                 store.save(0, state, run.execution.layers, {})
+    print("saved", checkpoints.complete_steps(folder))
 except ValueError as error:
     print(f"{type(error).__name__}: {error}", flush=True)
     sys.exit(2)
 """
+
+
+@pytest.fixture
+def start(write_run_file, compilation_cache, tmp_path):
+    """Starts the program in two processes, which are killed at the end."""
+    started = []
+
+    def start(case):
+        run_file = tmp_path / "run.gin"
+        write_run_file(run_file, tmp_path / "run", "Run.steps = 1", "XGLMConfig.d_model = 16")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            "JAX_COMPILATION_CACHE_DIR": compilation_cache,
+        }
+        command = [sys.executable, "-c", PROGRAM, str(port)]
+        started.extend(
+            subprocess.Popen(
+                [*command, str(index), run_file, case, str(TIMEOUT_S)],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for index in range(2)
+        )
+        return started
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_process_that_writes_for_longer_than_others_wait_elsewhere_ends_nothing(start):
+    for process in start("slow"):
+        output, _ = process.communicate(timeout=120)
+        assert "saved [0]" in output and process.returncode == 0, output[-3000:]
 
 
 @pytest.mark.parametrize(
@@ -71,39 +121,12 @@ except ValueError as error:
         ("read", f"'read the arrays of step 0' within {TIMEOUT_S} s"),
     ],
 )
-def test_a_process_that_stops_at_a_checkpoint_is_named(
-    write_run_file, compilation_cache, tmp_path, case, message
-):
-    run_file = tmp_path / "run.gin"
-    write_run_file(run_file, tmp_path / "run", "Run.steps = 1", "XGLMConfig.d_model = 16")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_COMPILATION_CACHE_DIR": compilation_cache,
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(port), str(index), run_file, case, str(TIMEOUT_S)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    first, second = processes
-    try:
-        _, status = os.waitpid(second.pid, os.WUNTRACED)
-        assert os.WIFSTOPPED(status), first.communicate()[0]
-        stopped = time.monotonic()
-        output, _ = first.communicate(timeout=120)
-        assert time.monotonic() - stopped < 60
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
+def test_a_process_that_stops_at_a_checkpoint_is_named(start, case, message):
+    first, second = start(case)
+    _, status = os.waitpid(second.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status), first.communicate()[0]
+    stopped = time.monotonic()
+    output, _ = first.communicate(timeout=120)
+    assert time.monotonic() - stopped < 60
     assert f"PeerError: processes [1] have not come to {message}\n" in output
     assert first.returncode != 0

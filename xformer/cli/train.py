@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=300,
         metavar="SECONDS",
         help="how long a process waits for the others where all must meet, such as at the start "
-        "and around checkpoints (default 300)",
+        "and around checkpoints (default 300); while others write a checkpoint, at least 1800",
     )
 
 

@@ -39,6 +39,8 @@ from xformer.training.state import Blueprint, TrainState, blueprint
 QUARANTINE = "quarantine"
 _TRASH = ".trash"
 _COMMIT = "commit_success.txt"
+# How much longer than this process another one may write its parts of a checkpoint.
+_WRITING_S = 1800
 
 
 class CheckpointError(ValueError):
@@ -370,10 +372,11 @@ def _manager(folder: Path, keep: int | None, processes: set[int]) -> ocp.Checkpo
             todelete_subdir=_TRASH,
             create=False,
             async_options=ocp.AsyncOptions(
+                timeout_secs=2 * _WRITING_S,  # of writing and waiting together
                 # Made in the background, a folder that cannot be made is noticed only by a timeout.
                 create_directories_asynchronously=False,
                 barrier_sync_fn=lambda *, key, timeout_ms: distributed.wait_for_all(
-                    key, "complete a checkpoint"
+                    key, "complete a checkpoint", _WRITING_S
                 ),
             ),
             # Named, they meet through the coordination service, whose waits end.
