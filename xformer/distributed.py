@@ -27,7 +27,7 @@ _WAIT_S = 1.0
 _FAILED = "xformer/failed"
 _meetings = itertools.count()
 _visits: Counter[str] = Counter()
-_timeout_s = 300.0
+_timeout_s = 300
 _late = ""
 
 
@@ -190,7 +190,7 @@ def meet(name: str, value: Any = None) -> list[Any]:
     return _gather(f"xformer/meeting/{next(_meetings)} {name}", name, value, _timeout_s)
 
 
-def wait_for_all(place: str, name: str, at_least_s: float = 0) -> None:
+def wait_for_all(place: str, name: str, at_least_s: int = 0) -> None:
     """Waits until all processes have come to a place, in any thread.
 
     Args:
@@ -207,7 +207,7 @@ def wait_for_all(place: str, name: str, at_least_s: float = 0) -> None:
         _gather(there, name, None, max(at_least_s, _timeout_s))
 
 
-def _gather(place: str, name: str, value: Any, timeout_s: float) -> list[Any]:
+def _gather(place: str, name: str, value: Any, timeout_s: int) -> list[Any]:
     global _late
     if _late:  # to wait again, on the way out, would double the time
         raise PeerError(_late)
@@ -226,7 +226,7 @@ def _gather(place: str, name: str, value: Any, timeout_s: float) -> list[Any]:
             late = sorted(set(range(process_count())) - there)
             if not late:  # one stopped between the two calls above
                 break
-            _late = f"processes {late} have not come to {name!r} within {timeout_s:g} s"
+            _late = f"processes {late} have not come to {name!r} within {timeout_s} s"
             raise PeerError(_late)
     found = {int(k.rpartition("/")[2]): v for k, v in client.key_value_dir_get(f"{place}/")}
     return [json.loads(found[index]) for index in range(process_count())]
