@@ -37,13 +37,15 @@ def write_slowly(*args):
 
 place = {
     "save": (CheckpointStore, "check"),
+    "first": (CheckpointStore, "check"),
     "hand over": (CheckpointStore, "_empty_trash"),
     "commit": (distributed, "wait_for_all"),
     "slow": (distributed, "wait_for_all"),
     "read": (CheckpointStore, "_read_arrays"),
 }[case]
 wait = distributed.wait_for_all
-connection = Connection(f"127.0.0.1:{port}", 2, int(index), heartbeat_s=100, timeout_s=60)
+heartbeat_s = 10 if case == "first" else 100
+connection = Connection(f"127.0.0.1:{port}", 2, int(index), heartbeat_s, timeout_s=60)
 try:
     with connected(connection):
         run = load(run_file, []).run
@@ -55,9 +57,9 @@ try:
                 store.save(0, state, run.execution.layers, {})
                 store.wait()
             distributed.meet("go")
-            distributed._timeout_s = int(timeout_s)
+            distributed._timeout_s = 60 if case == "first" else int(timeout_s)
             checkpoints._WRITING_S = int(timeout_s) if case == "commit" else 60
-            if index == "1":
+            if index == ("0" if case == "first" else "1"):
                 setattr(*place, write_slowly if case == "slow" else stop)
             multihost._DEFAULT_BARRIER_TIMEOUT = int(timeout_s)
             if case == "read":
@@ -130,3 +132,13 @@ def test_a_process_that_stops_at_a_checkpoint_is_named(start, case, message):
     assert time.monotonic() - stopped < 60
     assert f"PeerError: processes [1] have not come to {message}\n" in output
     assert first.returncode != 0
+
+
+def test_a_first_process_that_stops_is_a_dead_one_to_the_others(start):
+    first, second = start("first")
+    _, status = os.waitpid(first.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    stopped = time.monotonic()
+    output, _ = second.communicate(timeout=50)
+    assert second.returncode != 0 and "have not come to" not in output
+    assert time.monotonic() - stopped < 40
