@@ -1,7 +1,13 @@
-"""What `xformer train` says about a finished run."""
+"""What `xformer train` says about a finished run, and how it ends."""
 
+import argparse
+import contextlib
 import json
+import os
+import signal
 
+from xformer import distributed
+from xformer.cli import train
 from xformer.cli.train import summary
 from xformer.training.runlog import RunLog
 
@@ -30,3 +36,21 @@ def test_summary_without_validation_says_where_things_are(tmp_path):
         json.dumps({"kind": "event", "event": "finished", "step": 2, "time": 0}) + "\n"
     )
     assert summary(str(tmp_path))[2] == f"run folder: {tmp_path}"
+
+
+def test_a_signal_does_not_kill_a_finished_process_that_waits_for_the_others(monkeypatch):
+    @contextlib.contextmanager
+    def connected(_):
+        yield
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(distributed, "connected", connected)
+    monkeypatch.setattr(train, "connection", lambda _: None)
+    monkeypatch.setattr(train, "_train", lambda args, notice: 0)
+    killed = []
+    before = signal.signal(signal.SIGTERM, lambda *_: killed.append("here"))
+    try:
+        assert train.run(argparse.Namespace()) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not killed

@@ -281,6 +281,15 @@ def test_a_failed_last_write_is_a_failed_run(make_run, tmp_path, monkeypatch):
     assert events(tmp_path / "run")[-1] == "failed"
 
 
+def test_a_signal_is_answered_at_once_but_not_twice(capfd):
+    with StopNotice() as notice:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert notice.received == "SIGTERM"
+    answer = capfd.readouterr().err
+    assert answer.count("SIGTERM: stopping before the next step; Ctrl-C from now on") == 1
+
+
 def test_an_evaluation_is_given_up_for_a_signal(make_run):
     run = make_run()
     plan = blueprint(run, partitioning.make_mesh(run.mesh))

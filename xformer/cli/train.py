@@ -14,6 +14,7 @@ The run folder (Run.folder) then holds metrics.jsonl, TensorBoard events, checkp
 """
 
 import argparse
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,8 +100,9 @@ def run(args: argparse.Namespace) -> int:
     from xformer.distributed import connected
     from xformer.training.signals import StopNotice
 
-    with connected(connection(args)), StopNotice() as notice:
-        return _train(args, notice)
+    # Left last: a signal must not kill a process that waits at the end for the others.
+    with contextlib.ExitStack() as listening, connected(connection(args)):
+        return _train(args, listening.enter_context(StopNotice()))
 
 
 def _train(args: argparse.Namespace, notice: "StopNotice") -> int:

@@ -1,5 +1,7 @@
 """Noticing that the machine is about to be taken away."""
 
+import contextlib
+import os
 import signal
 from types import FrameType, TracebackType
 
@@ -10,6 +12,8 @@ EXIT_PREEMPTED = 75
 `EX_TEMPFAIL` of sysexits.h)."""
 
 
+_STDERR = 2
+_ANSWER = "stopping before the next step; Ctrl-C from now on stops at once, without saving"
 _STOP = "xformer/stop"
 # No process is as many calls of `raise_if_received` ahead of another: it would have to have the
 # results of batches that the other has not begun (two steps back in training, three batches in an
@@ -24,8 +28,8 @@ class PreemptedError(Exception):
 class StopNotice:
     """Within it, SIGTERM and SIGINT ask the run to save and stop; a second SIGINT interrupts.
 
-    The handlers only set a flag: work that is under way, a compilation or a write, is not
-    disturbed. Outside the main thread no handler is installed.
+    The handlers only say so on stderr and set a flag: work that is under way, a compilation or a
+    write, is not disturbed. Outside the main thread no handler is installed.
 
     A signal to one of several processes stops all, at the same place.
     """
@@ -97,4 +101,8 @@ class StopNotice:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received:
             raise KeyboardInterrupt
-        self.received = signal.Signals(number).name
+        name = signal.Signals(number).name
+        if not self.received:
+            with contextlib.suppress(OSError):  # not `print`: the signal may have come within one
+                os.write(_STDERR, f"\n{name}: {_ANSWER}\n".encode())
+        self.received = name
