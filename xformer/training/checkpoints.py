@@ -18,13 +18,14 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 from orbax.checkpoint.options import AtomicityMode, AtomicityOptions, MultiprocessingOptions
 
 from xformer import distributed, partitioning
 from xformer.layers.stack import restack
 from xformer.training.agreement import agreed
-from xformer.training.config import Run
+from xformer.training.config import BUCKET, Run
 from xformer.training.integrity import (
     DamagedError,
     MismatchError,
@@ -64,8 +65,8 @@ class Restored:
     quarantined: dict[int, str]
 
 
-def complete_steps(folder: Path) -> list[int]:
-    """The steps that are complete on the disk, oldest first.
+def complete_steps(folder: epath.PathLike) -> list[int]:
+    """The steps that are complete, oldest first.
 
     Args:
         folder: Folder of the checkpoints.
@@ -73,32 +74,33 @@ def complete_steps(folder: Path) -> list[int]:
     Returns:
         Their numbers; none where there is no such folder.
     """
-    commits = folder.glob(f"*/{_COMMIT}")
+    commits = _opened(folder).glob(f"*/{_COMMIT}")
     return sorted(int(path.parent.name) for path in commits if path.parent.name.isdigit())
 
 
 class CheckpointStore:
     """The checkpoints of one run folder; a context manager that waits for writes on leaving."""
 
-    def __init__(self, folder: Path, keep: int | None = None) -> None:
+    def __init__(self, folder: epath.PathLike, keep: int | None = None) -> None:
         """Opens or creates the store.
 
         Args:
-            folder: Folder of the checkpoints, one subfolder per step.
+            folder: Folder of the checkpoints, one subfolder per step; may be one in a bucket.
             keep: How many of the newest steps stay; None opens the store for reading, beside a
                 process that may be writing to it.
 
         Raises:
             FileNotFoundError: if there is nothing to read.
+            ModuleNotFoundError: if what reads and writes buckets is not installed.
             OSError: if the folder cannot be written.
         """
-        self._folder = folder.absolute()
+        self._folder = _opened(folder)
         self._is_writer = keep is not None
         self._is_cleaner = self._is_writer and distributed.is_first()
         self._unconfirmed: list[int] = []
         self._cleaner: threading.Thread | None = None
         if self._is_writer:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            _make_folder(self._folder, "Checkpoints of a run.")
             self._discard_unfinished()
             self._empty_trash()
         elif not self._folder.is_dir():
@@ -119,7 +121,7 @@ class CheckpointStore:
 
     @property
     def steps(self) -> list[int]:
-        """The steps that are complete on the disk, oldest first."""
+        """The steps that are complete, oldest first."""
         return complete_steps(self._folder)
 
     def save(self, step: int, state: TrainState, layers: str, record: dict[str, Any]) -> None:
@@ -190,7 +192,7 @@ class CheckpointStore:
             if self._is_cleaner:
                 self._empty_trash()
                 self._finish_cleaning()
-                shutil.rmtree(self._folder / _TRASH, ignore_errors=True)
+                _delete([self._folder / _TRASH])
 
     def restore(self, run: Run, plan: Blueprint) -> Restored | None:
         """Reads the newest step that can be verified.
@@ -301,7 +303,7 @@ class CheckpointStore:
         return self._reader.restore(step, args=ocp.args.Composite(state=restore)).state
 
     @property
-    def _quarantine(self) -> Path:
+    def _quarantine(self) -> epath.Path:
         return self._folder.parent / QUARANTINE
 
     def _set_aside(self, step: int) -> None:
@@ -309,7 +311,7 @@ class CheckpointStore:
         if not self._is_writer:
             return
         if self._is_cleaner:
-            self._quarantine.mkdir(exist_ok=True)
+            _make_folder(self._quarantine, "Checkpoints that could not be verified.")
             taken = sum(path.name.split(".")[0] == str(step) for path in self._quarantine.iterdir())
             (self._folder / str(step)).rename(self._quarantine / f"{step}.{taken}")
         distributed.meet("set damaged checkpoints aside")
@@ -325,9 +327,13 @@ class CheckpointStore:
             return
         trash = self._folder / _TRASH
         for step in list(self._folder.iterdir()):
-            if step.name.isdigit() and not (step / _COMMIT).exists():
-                trash.mkdir(exist_ok=True)
-                step.rename(trash / f"{step.name}.{time.time_ns()}")
+            if not step.name.isdigit() or (step / _COMMIT).exists():
+                continue
+            if _is_in_bucket(step):  # nothing there is moved without being copied
+                step.rmtree()
+                continue
+            trash.mkdir(exist_ok=True)
+            step.rename(trash / f"{step.name}.{time.time_ns()}")
 
     def _empty_trash(self) -> None:
         """Deletes in the background what orbax has moved away, which it never does itself."""
@@ -362,14 +368,14 @@ class CheckpointStore:
             ) from error
 
 
-def _manager(folder: Path, keep: int | None, processes: set[int]) -> ocp.CheckpointManager:
+def _manager(folder: epath.Path, keep: int | None, processes: set[int]) -> ocp.CheckpointManager:
     """What reads or writes a folder of checkpoints together with the other processes named."""
     return ocp.CheckpointManager(
         folder,
         options=ocp.CheckpointManagerOptions(
             atomicity_options=AtomicityOptions(mode=AtomicityMode.COMMIT_FILE),
             preservation_policy=preservation_policy.LatestN(keep),
-            todelete_subdir=_TRASH,
+            todelete_subdir=None if _is_in_bucket(folder) else _TRASH,
             create=False,
             async_options=ocp.AsyncOptions(
                 timeout_secs=2 * _WRITING_S,  # of writing and waiting together
@@ -388,7 +394,33 @@ def _manager(folder: Path, keep: int | None, processes: set[int]) -> ocp.Checkpo
     )
 
 
-def _delete(folders: list[Path]) -> None:
+def _opened(folder: epath.PathLike) -> epath.Path:
+    """The folder as orbax wants it, once it is known that it can be looked at."""
+    path = epath.Path(folder)
+    if not _is_in_bucket(path):
+        return epath.Path(Path(folder).absolute())
+    try:
+        path.exists()
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f"checkpoints in {path} need gcsfs: pip install 'xformer-jax[gcs]', or set "
+            "Checkpoints.folder to a folder"
+        ) from error
+    return path
+
+
+def _make_folder(folder: epath.Path, about: str) -> None:
+    """Makes a folder; in a bucket one is there only as long as it has a file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if _is_in_bucket(folder):
+        (folder / "about.txt").write_text(about + "\n")
+
+
+def _is_in_bucket(path: epath.Path) -> bool:
+    return str(path).startswith(BUCKET)
+
+
+def _delete(folders: list[epath.Path]) -> None:
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from etils import epath
+
 from xformer.data.mixture import Mixture
 from xformer.data.pipeline import PairData, PreparedData, TextData
 from xformer.data.tasks import TaskData
@@ -27,18 +29,24 @@ from xformer.training.start import Pretrained
 Data = PreparedData | TextData | PairData | Mixture | TaskData
 """Any data source."""
 
+BUCKET = "gs://"
+"""How the addresses begin of buckets that checkpoints may be kept in."""
+
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """When state is saved.
+    """When and where state is saved.
 
     Attributes:
         every_steps: Steps between two checkpoints. The last step is always saved.
         keep: How many of the newest checkpoints stay.
+        folder: Where they are, a folder or the address of one in a bucket ("gs://bucket/run", with
+            the extra `gcs`), which no other run may use; None is `checkpoints` in `Run.folder`.
     """
 
     every_steps: int = 100
     keep: int = 2
+    folder: str | None = None
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -46,6 +54,10 @@ class Checkpoints:
         Raises:
             ValueError: naming the key.
         """
+        if self.folder == "":
+            raise ValueError("Checkpoints.folder must name a folder, or be None")
+        if self.folder is not None and not self.folder.startswith(BUCKET):
+            check_mounted(self.folder, "Checkpoints.folder")
         for key in ("every_steps", "keep"):
             if getattr(self, key) < 1:
                 raise ValueError(f"Checkpoints.{key} must be at least 1, got {getattr(self, key)}")
@@ -188,6 +200,13 @@ class Run:
     def scores_text(self) -> bool:
         """Whether the loss is that of tokens of text, so that its exponential is a perplexity."""
         return self.objective.scored == "tokens" and not isinstance(self.train_data, TaskData)
+
+    @property
+    def checkpoint_folder(self) -> epath.Path:
+        """Where the checkpoints are, a folder or one in a bucket."""
+        if self.checkpoints.folder is None:
+            return epath.Path(self.folder) / "checkpoints"
+        return epath.Path(self.checkpoints.folder)
 
     def identity(self) -> dict[str, Any]:
         """The part of the description that decides the numbers of the run, as JSON values.

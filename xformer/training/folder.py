@@ -91,11 +91,6 @@ class RunFolder:
             self._lock = None
 
     @property
-    def checkpoints(self) -> Path:
-        """Where the checkpoints are."""
-        return self.path / "checkpoints"
-
-    @property
     def tokenizer(self) -> Path:
         """Where the copy of the tokenizer is."""
         return self.path / "tokenizer"

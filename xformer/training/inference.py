@@ -56,7 +56,7 @@ def load_trained(run: Run) -> TrainedModel:
     folder = RunFolder(run.folder)
     run = _fit(run)
     plan = blueprint(run, partitioning.make_mesh(run.mesh), pad=False)
-    with CheckpointStore(folder.checkpoints) as store:
+    with CheckpointStore(run.checkpoint_folder) as store:
         restored = store.restore_params(run, plan)
     if restored is None:
         raise CheckpointError(f"{folder.path} holds no checkpoint yet; train it first")

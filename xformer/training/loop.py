@@ -119,7 +119,7 @@ def train(
         identity = run.identity()
         if status:
             _check_same(status["identity"], identity, folder)
-        if run.start is not None and not complete_steps(folder.checkpoints):
+        if run.start is not None and not complete_steps(run.checkpoint_folder):
             check_start(run.start, run.model, tokenizer)
         if status.get("status") == FINISHED and status["step"] >= run.steps:
             if distributed.is_first() and not (folder.path / REPORT).exists():
@@ -136,7 +136,7 @@ def train(
             "tokenizer": tokenizer.fingerprint(),
         }
         check_processes("data", source)
-        store = stack.enter_context(CheckpointStore(folder.checkpoints, run.checkpoints.keep))
+        store = stack.enter_context(CheckpointStore(run.checkpoint_folder, run.checkpoints.keep))
         restored = store.restore(run, plan)
         if run.start is not None:  # a folder whose weights have been trained on may be gone
             known = restored.record["source"].get("start") if restored else None
@@ -149,8 +149,8 @@ def train(
             batches.restore(restored.record["data_state"])
         elif status.get("step"):
             raise CheckpointError(
-                f"{folder.path} had saved step {status['step']} but {folder.checkpoints} holds no "
-                f"checkpoint; put one back (see {folder.path / QUARANTINE}, if there is one), or "
+                f"{folder.path} had saved step {status['step']} but {run.checkpoint_folder} holds "
+                f"no checkpoint; put one back (see {QUARANTINE} beside it, if there is one), or "
                 "start over with another Run.folder"
             )
         origin = provenance(run.seed, source)
