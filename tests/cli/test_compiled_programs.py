@@ -84,7 +84,11 @@ def test_user_without_a_home_is_no_error(monkeypatch, capsys):
 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(compiled_programs.Path, "home", home)
+    told = jax.config.values["jax_compilation_cache_dir"]  # by a command that ran here before
+    jax.config.update("jax_compilation_cache_dir", None)
     compiled_programs.keep()
+    assert jax.config.values["jax_compilation_cache_dir"] is None
+    jax.config.update("jax_compilation_cache_dir", told)
     assert capsys.readouterr().err == (
         "~/.cache: Could not determine home directory.; programs are compiled anew\n"
     )
