@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from xformer.layers.table_shards import TableShards, ways
+from xformer.layers.sharding import ways
+from xformer.layers.table_shards import TableShards
 
 
 class _Form(NamedTuple):

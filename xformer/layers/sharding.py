@@ -1,6 +1,7 @@
 """What layers ask about the mesh that they are traced under."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -25,6 +26,27 @@ def mesh_axes(name: str) -> tuple[str, ...]:
     axes = (found[0],) if isinstance(found[0], str) else tuple(found[0] or ())
     sizes = jax.sharding.get_abstract_mesh().shape
     return tuple(axis for axis in axes if sizes.get(axis, 1) > 1)
+
+
+def dividing_axes(name: str, size: int) -> tuple[str, ...]:
+    """The mesh axes that a logical axis of this size is split over; none if they do not divide it.
+
+    Args:
+        name: As for `mesh_axes`.
+        size: Length of the array's axis.
+
+    Returns:
+        The axes, without those that a surrounding `jax.shard_map` has split already.
+    """
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    axes = tuple(axis for axis in mesh_axes(name) if axis not in manual)
+    return axes if size % ways(axes) == 0 else ()
+
+
+def ways(axes: tuple[str, ...]) -> int:
+    """The number of devices along mesh axes."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return math.prod(sizes[axis] for axis in axes)
 
 
 def gradient_dtype() -> jnp.dtype | None:

@@ -6,7 +6,6 @@ other rows of the batch too. What the devices tell one another is written out he
 left to itself gathers whole tables and adds up whole gradients.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from xformer.layers.sharding import mesh_axes
+from xformer.layers.sharding import dividing_axes, mesh_axes, ways
 
 Axes = tuple[str, ...]
 
@@ -49,10 +48,7 @@ class TableShards(NamedTuple):
             The axes, without those that do not divide. Rows that share axes with places are
             gathered over these: what devices found there would be of different places.
         """
-        batch, length = (
-            axes if size % ways(axes) == 0 else ()
-            for size, axes in zip(places, map(mesh_axes, ("act_batch", "act_length")), strict=True)
-        )
+        batch, length = map(dividing_axes, ("act_batch", "act_length"), places)
         held = tuple(axis for axis in mesh_axes(rows) if axis not in batch + length)
         columns = tuple(axis for axis in mesh_axes("embed") if axis in batch + length)
         return cls(batch, length, held, columns if width % ways(columns) == 0 else ())
@@ -129,9 +125,3 @@ class TableShards(NamedTuple):
 
     def _dimension(self, axis: str) -> int:
         return 0 if axis in self.batch else 1
-
-
-def ways(axes: Axes) -> int:
-    """The number of devices along mesh axes."""
-    sizes = jax.sharding.get_abstract_mesh().shape
-    return math.prod(sizes[axis] for axis in axes)

@@ -14,7 +14,8 @@ from flax.typing import Initializer
 from jaxtyping import Array, Float, Int
 
 from xformer.layers.parameter import with_axes
-from xformer.layers.table_shards import TableShards, ways
+from xformer.layers.sharding import ways
+from xformer.layers.table_shards import TableShards
 from xformer.layers.vocabulary_chunks import Sums, sums_in_chunks
 
 

@@ -19,8 +19,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from xformer.layers.sharding import gradient_dtype
-from xformer.layers.table_shards import TableShards, ways
+from xformer.layers.sharding import gradient_dtype, ways
+from xformer.layers.table_shards import TableShards
 
 _LOWEST = 0.5 * jnp.finfo(jnp.float32).min  # of padding; differences are finite
 _multiply = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)

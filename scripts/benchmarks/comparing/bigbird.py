@@ -128,20 +128,7 @@ def torch_masked_loss(setting: Setting, *, length: int) -> Program:
     given = torch.tensor(np.where(scored, labels, -100)).long().to(model.device)
     ids = torch.tensor(ids_of(length, setting)).long().to(model.device)
 
-    def call() -> Any:
-        model.zero_grad(set_to_none=True)
-        loss = model(ids, labels=given).loss
-        loss.backward()
-        return loss
-
-    return programs.torch_program(
-        call,
-        lambda loss: {
-            "loss": loss,
-            "gradient": programs.global_norm([one.grad for one in model.parameters()]),
-        },
-        gradient=True,
-    )
+    return programs.torch_gradient(model, lambda: model(ids, labels=given).loss)
 
 
 def labels_everywhere(length: int, setting: Setting) -> tuple[np.ndarray, np.ndarray]:

@@ -123,6 +123,29 @@ def torch_program(
     return Program(run, lambda: as_numpy(outputs(run())))
 
 
+def torch_gradient(model: Any, loss_of: Callable[[], Any]) -> Program:
+    """The loss of a PyTorch model, and its gradients' norm.
+
+    Args:
+        model: The model.
+        loss_of: What computes its loss.
+
+    Returns:
+        The program.
+    """
+
+    def call() -> Any:
+        model.zero_grad(set_to_none=True)
+        loss = loss_of()
+        loss.backward()
+        return loss
+
+    def outputs(loss: Any) -> Outputs:
+        return {"loss": loss, "gradient": global_norm([one.grad for one in model.parameters()])}
+
+    return torch_program(call, outputs, gradient=True)
+
+
 def as_numpy(outputs: Outputs) -> Outputs:
     """The arrays of either library in NumPy."""
     return {

@@ -102,20 +102,7 @@ def torch_gradient(setting: Setting) -> Program:
     """The loss and its gradients by PyTorch."""
     model, rows = theirs(setting)
 
-    def call() -> Any:
-        model.zero_grad(set_to_none=True)
-        loss = model(**rows, use_cache=False).loss
-        loss.backward()
-        return loss
-
-    return programs.torch_program(
-        call,
-        lambda loss: {
-            "loss": loss,
-            "gradient": programs.global_norm([one.grad for one in model.parameters()]),
-        },
-        gradient=True,
-    )
+    return programs.torch_gradient(model, lambda: model(**rows, use_cache=False).loss)
 
 
 _SIZES = f"encoder {_ROWS}x{_LENGTH}, decoder {_ROWS}x{_WRITTEN}"

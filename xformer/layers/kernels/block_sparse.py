@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from xformer.layers.block_rows import Given, Reading
 from xformer.layers.kernels import block_gpu, block_tpu
 from xformer.layers.kernels.block_dropout import draws
-from xformer.layers.sharding import mesh_axes
+from xformer.layers.sharding import dividing_axes
 
 _KERNELS = {"tpu": block_tpu, "cuda": block_gpu}
 _INTERPRETED = block_tpu  # on other platforms
@@ -71,7 +71,7 @@ def attend_by_kernels(
             'Execution.attention to "xla"'
         )
     batch, _, heads, _ = q_BTNH.shape
-    task = _Task(reading, _axes("act_batch", batch), _axes("act_heads", heads))
+    task = _Task(reading, dividing_axes("act_batch", batch), dividing_axes("act_heads", heads))
     return _traced_once(task, q_BTNH, k_BTNH, v_BTNH, given)
 
 
@@ -87,13 +87,6 @@ class _Task(NamedTuple):
     reading: Reading
     rows: tuple[str, ...]
     heads: tuple[str, ...]
-
-
-def _axes(name: str, size: int) -> tuple[str, ...]:
-    """The mesh axes that an axis is split over; none where they do not divide it."""
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(axis for axis in mesh_axes(name) if axis not in mesh.manual_axes)
-    return () if size % math.prod(mesh.shape[axis] for axis in axes) else axes
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
