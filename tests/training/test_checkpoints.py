@@ -259,6 +259,25 @@ def test_a_damaged_step_is_set_aside_and_the_one_before_is_used(folder, run, dam
 
 
 @abandons_coroutines
+def test_processes_look_at_the_folder_again_once_all_that_is_damaged_has_left(
+    folder, run, monkeypatch
+):
+    save_steps(folder, run, [3, 7, 9])
+    for step in (7, 9):
+        os.truncate(folder / str(step) / "record" / "metadata", 10)
+    seen, meet = [], checkpoints.distributed.meet
+
+    def listed(name, value=None):
+        if "aside" in name:
+            seen.append(checkpoints.complete_steps(folder))
+        return meet(name, value)
+
+    monkeypatch.setattr(checkpoints.distributed, "meet", listed)
+    assert restore(folder, run).step == 3
+    assert seen == [[3]]
+
+
+@abandons_coroutines
 def test_no_flipped_bit_passes_as_the_saved_state(folder, run):
     saved = save_steps(folder, run, [3, 7])
     files = [p for p in (folder / "7" / "state").rglob("d/*") if p.is_file()]

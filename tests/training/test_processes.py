@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -58,6 +59,7 @@ def start(compilation_cache):
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count}",
+            "PYTHONFAULTHANDLER": "1",  # aborted, they say where they were
             "JAX_COMPILATION_CACHE_DIR": compilation_cache,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -92,10 +94,15 @@ def start(compilation_cache):
 
 
 def outputs(processes, code, timeout_s=300):
-    """What processes printed that must all end with a code."""
-    printed = [process.communicate(timeout=timeout_s)[0] for process in processes]
+    """What processes printed that must all end with a code; within a time, or they are aborted."""
+    watch = threading.Timer(
+        timeout_s, lambda: [process.send_signal(signal.SIGABRT) for process in processes]
+    )
+    watch.start()
+    printed = [process.communicate()[0] for process in processes]
+    watch.cancel()
     codes = [process.returncode for process in processes]
-    assert codes == [code] * len(processes), "\n".join(text[-3000:] for text in printed)
+    assert codes == [code] * len(processes), "\n".join(text[-8000:] for text in printed)
     return printed
 
 

@@ -260,8 +260,7 @@ class CheckpointStore:
             except DamagedError as error:
                 damaged[step] = str(error)
                 continue
-            for bad in damaged:
-                self._set_aside(bad)
+            self._set_aside(list(damaged))
             return Restored(convert(tree, record["layers"]), record, step, damaged)
         if damaged:
             raise CheckpointError(
@@ -306,14 +305,16 @@ class CheckpointStore:
     def _quarantine(self) -> epath.Path:
         return self._folder.parent / QUARANTINE
 
-    def _set_aside(self, step: int) -> None:
-        """Moves a step away; left in place it would make orbax skip later saves in silence."""
-        if not self._is_writer:
+    def _set_aside(self, steps: list[int]) -> None:
+        """Moves steps away; left in place they would make orbax skip later saves in silence."""
+        if not (steps and self._is_writer):
             return
         if self._is_cleaner:
             _make_folder(self._quarantine, "Checkpoints that could not be verified.")
-            taken = sum(path.name.split(".")[0] == str(step) for path in self._quarantine.iterdir())
-            (self._folder / str(step)).rename(self._quarantine / f"{step}.{taken}")
+            names = [path.name.split(".")[0] for path in self._quarantine.iterdir()]
+            for step in map(str, steps):
+                (self._folder / step).rename(self._quarantine / f"{step}.{names.count(step)}")
+        # Only once all are gone: what looks at a folder while it is moved fails.
         distributed.meet("set damaged checkpoints aside")
         self._manager.reload()
 
