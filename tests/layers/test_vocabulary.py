@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from xformer import partitioning
+from xformer.layers import vocabulary_chunks
 from xformer.layers.sharding import mesh_axes
 from xformer.layers.vocabulary import VocabularyScores, computed, sums_of
 from xformer.outputs import FlaxMaskedLMOutput
@@ -61,6 +62,24 @@ def test_chunks_sum_to_the_whole(letters, has_bias, chunk):
     jax.tree.map(
         assert_close, both_passes(given, letters, chunk), both_passes(given, letters, None)
     )
+
+
+@pytest.mark.parametrize("letters", ["VD", "DV"])
+def test_a_cpu_scores_no_more_at_once_than_its_cache_holds(letters, monkeypatch):
+    given = arrays(letters)
+    expected = both_passes(given, letters, None)
+    monkeypatch.setattr(vocabulary_chunks, "_CPU_CHUNK", 3)
+    monkeypatch.setattr(vocabulary_chunks, "_CPU_SCORES", 5 * B * T)
+    both = jax.jit(both_passes.__wrapped__, static_argnums=(1, 2))
+    compiled = both.lower(given, letters, 39).compile()
+    jax.tree.map(assert_close, compiled(given), expected)
+    sizes = {
+        math.prod(map(int, one.split(",")))
+        for one in re.findall(r"f32\[([\d,]+)\]", compiled.as_text())
+    }
+    assert 5 * B * T in sizes and 39 * B * T not in sizes
+    for_a_tpu = both.trace(given, letters, 39).lower(lowering_platforms=("tpu",)).as_text()
+    assert re.search(r"39x8x4xf32|8x4x39xf32", for_a_tpu)
 
 
 @pytest.mark.parametrize("letters", ["VD", "DV"])
