@@ -1,5 +1,6 @@
 """Plans in a process of their own: what they are, and what becomes of one that crashes."""
 
+import importlib
 import importlib.util
 import os
 from pathlib import Path
@@ -25,6 +26,13 @@ class Crash(str):
         return os.abort, ()
 
 
+class Missing(str):
+    """A name that is lost on the way."""
+
+    def __reduce__(self):
+        return importlib.import_module, ("xformer.missing",)
+
+
 @needs_libtpu
 def test_a_plan_made_apart_is_the_one_made_here(plan_of):
     bindings = ("Run.batch_size=2", "Run.execution=@Execution()", 'Execution.layers="scan"')
@@ -45,6 +53,14 @@ def test_a_compiler_that_crashes_does_not_end_this_process():
     run = load(QUICKSTART).run
     with pytest.raises(ValueError, match="compiler for v5e crashed on this program .SIGABRT"):
         measure_apart(run, Topology.parse("v5e:2x2"), gpu_target=Crash())
+
+
+@needs_libtpu
+def test_a_process_that_cannot_begin_is_no_crash_of_the_compiler(capfd):
+    run = load(QUICKSTART).run
+    with pytest.raises(RuntimeError, match="ended with code 1 before it began"):
+        measure_apart(run, Topology.parse("v5e:2x2"), gpu_target=Missing())
+    assert "No module named 'xformer.missing'" in capfd.readouterr().err
 
 
 @needs_libtpu

@@ -41,6 +41,7 @@ def measure_apart(
         OSError: if the description of a GPU cannot be read.
         ValueError: if the mesh does not divide the devices, the batch or an array, if the compiler
             refuses the topology or the program, or if it crashes.
+        RuntimeError: if the process could not begin; it has said why.
         Exception: whatever else was raised there, with where it was as a note.
     """
     topology.check_compiler()
@@ -61,12 +62,14 @@ def measure_apart(
     if isinstance(found, Exception):
         raise found
     if found is None:
-        raise ValueError(_crash(topology, worker.exitcode or 0))
+        code = worker.exitcode or 0
+        if code >= 0:  # compilers that crash end it by a signal
+            raise RuntimeError(f"the process that compiles ended with code {code} before it began")
+        raise ValueError(_crash(topology, signal.Signals(-code).name))
     return found
 
 
-def _crash(topology: Topology, code: int) -> str:
-    how = signal.Signals(-code).name if code < 0 else f"code {code}"
+def _crash(topology: Topology, how: str) -> str:
     return (
         f"the compiler for {topology.chip.name} crashed on this program ({how}), a fault of its "
         "own that another program may not meet: change the rows of a device (Run.batch_size, "
