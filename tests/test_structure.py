@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From low to high. A file imports from lower tiers and from its own package.
 TIERS = [
     {"dims", "field_types", "files", "hub", "outputs"},
-    {"distributed", "layers", "kernels"},
+    {"buckets", "distributed", "layers", "kernels"},
     {"partitioning"},
     {"models"},
     {"losses", "metrics", "optim", "tokenization"},

@@ -22,7 +22,7 @@ def check_mounted(path: str | os.PathLike[str], key: str) -> None:
     if "://" in str(path):
         raise ValueError(
             f"{key} must be a path, got {path!r}; mount the bucket (gcsfuse does it) and give its "
-            "path there"
+            "path there, or copy from it and to it (gcloud storage cp -r)"
         )
 
 

@@ -1,12 +1,13 @@
 """The shapes of batches beside batches that were read."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from xformer.configurables import load
-from xformer.data.pipeline import open_batches, read_tokenizer
+from xformer.data.pipeline import PreparedData, open_batches, read_tokenizer
 from xformer.plan import shapes
 from xformer.plan.shapes import batch_shapes
 
@@ -92,6 +93,13 @@ def test_shapes_are_those_of_batches(name, tokenizer, tmp_path, monkeypatch):
 def test_rows_of_a_corpus_elsewhere_have_the_length_that_is_given():
     run = load(RUNS / "quickstart.gin").run
     assert batch_shapes(run, 96)["input_ids"].shape == (run.batch_size, 96)
+
+
+def test_corpora_in_buckets_are_not_looked_at():
+    run = replace(load(RUNS / "quickstart.gin").run, train_data=PreparedData("gs://bucket/rows"))
+    assert batch_shapes(run, 96)["input_ids"].shape == (run.batch_size, 96)
+    with pytest.raises(ValueError, match="gs://bucket/rows is not here, .* pass --length"):
+        batch_shapes(run)
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ Run.folder = "{folder}"
 def write_run_file(corpus, vocabulary):
     """Writes a run file for a folder, with more lines of one's own."""
 
-    def write(path, folder, *lines):
+    def write(path, folder, *lines, corpus=corpus):
         text = RUN_FILE.format(vocabulary=vocabulary, corpus=corpus, folder=folder)
         path.write_text(text + "\n".join(lines) + "\n")
 

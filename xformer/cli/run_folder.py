@@ -88,7 +88,7 @@ def other_data(run: Any, paths: Sequence[str]) -> Any:
 
     Args:
         run: The run.
-        paths: Files with the columns of the run's data, or a prepared corpus.
+        paths: Files with the columns of the run's data, or a prepared corpus, also in a bucket.
 
     Returns:
         The data's config, with the run folder's tokenizer where it has one.
@@ -96,14 +96,17 @@ def other_data(run: Any, paths: Sequence[str]) -> Any:
     Raises:
         ValueError: if the run reads prepared corpora and the path is none.
     """
+    from xformer.buckets import is_in_bucket
     from xformer.data.manifest import FILE_NAME
     from xformer.data.mixture import Mixture
     from xformer.data.pipeline import PreparedData
+    from xformer.data.tasks import TaskData
     from xformer.training.folder import RunFolder
 
-    if len(paths) == 1 and (Path(paths[0]) / FILE_NAME).is_file():
-        return PreparedData(paths[0])
     data = run.validation_data or run.train_data
+    in_bucket = is_in_bucket(paths[0]) and not isinstance(data, TaskData)
+    if len(paths) == 1 and (in_bucket or (Path(paths[0]) / FILE_NAME).is_file()):
+        return PreparedData(paths[0])
     if isinstance(data, PreparedData | Mixture):
         raise ValueError(
             f"the run reads prepared corpora: give one folder that `xformer prepare` wrote, not "

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from xformer.buckets import Folder, file_sizes
+
 FORMAT = "xformer-packed-rows"
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
@@ -165,7 +167,7 @@ def describe_inputs(
     }
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Folder) -> Manifest:
     """Reads the manifest of a prepared corpus.
 
     Args:
@@ -204,7 +206,7 @@ def read_manifest(folder: Path) -> Manifest:
         ) from error
 
 
-def find_damage(folder: Path, manifest: Manifest, *, hashes: bool = False) -> Iterator[str]:
+def find_damage(folder: Folder, manifest: Manifest, *, hashes: bool = False) -> Iterator[str]:
     """Compares the files of a corpus with its manifest.
 
     Args:
@@ -215,19 +217,20 @@ def find_damage(folder: Path, manifest: Manifest, *, hashes: bool = False) -> It
     Yields:
         A sentence about each file that is not what the manifest says.
     """
+    sizes = file_sizes(folder)
     for entry in (*manifest.shards, manifest.unigram_counts):
         path = folder / entry.path
         if Path(entry.path).name != entry.path:
             yield f"{entry.path!r} must be a plain file name"
-        elif not path.is_file():
+        elif entry.path not in sizes:
             yield f"{path} is missing"
-        elif path.stat().st_size != entry.bytes:
-            yield f"{path} must have {entry.bytes} bytes, got {path.stat().st_size}"
+        elif sizes[entry.path] != entry.bytes:
+            yield f"{path} must have {entry.bytes} bytes, got {sizes[entry.path]}"
         elif hashes and hash_file(path) != entry.sha256:
             yield f"{path} must have the SHA-256 {entry.sha256}, got {hash_file(path)}"
 
 
-def check_files(folder: Path, manifest: Manifest, *, hashes: bool = False) -> None:
+def check_files(folder: Folder, manifest: Manifest, *, hashes: bool = False) -> None:
     """Refuses a corpus with files that are not what its manifest says.
 
     Args:
@@ -247,7 +250,7 @@ def check_files(folder: Path, manifest: Manifest, *, hashes: bool = False) -> No
         )
 
 
-def hash_file(path: Path) -> str:
+def hash_file(path: Folder) -> str:
     """Hashes a file.
 
     Args:

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+from xformer.buckets import check_folder
 from xformer.data.mixture_quotas import CorpusSize
 from xformer.data.text_files import check_workers
-from xformer.files import check_mounted
 
 MEASURES = ("characters", "rows")
 
@@ -136,7 +136,8 @@ class Mixture:
     whole, whatever their shares; validation scores one after the other.
 
     Attributes:
-        sources: folder of each corpus, by the name that logs and reports call it.
+        sources: folder of each corpus (or address, as `PreparedData.path`), by the name that logs
+            and reports call it.
         weighting: what decides the share of each.
         max_epochs: how often a corpus is read at most; what it would be read beyond that goes to
             the others. The shares then depend on the number of rows that the run reads. None is
@@ -163,7 +164,7 @@ class Mixture:
                 raise ValueError(
                     f"Mixture.sources must map names to folders, got {name!r}: {path!r}"
                 )
-            check_mounted(path, f"Mixture.sources[{name!r}]")
+            check_folder(path, f"Mixture.sources[{name!r}]")
         if self.max_epochs is not None and self.max_epochs < 1:
             raise ValueError(
                 f"Mixture.max_epochs must be at least 1 or None, got {self.max_epochs}"

@@ -1,24 +1,23 @@
 """The stream of rows of a mixture of prepared corpora."""
 
 import hashlib
-import resource
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import grain
 
+from xformer.buckets import open_folder
 from xformer.data.mixture import Mixture
 from xformer.data.mixture_quotas import CorpusSize, divide
 from xformer.data.mixture_schedule import SCHEDULE_VERSION, Schedule
 from xformer.data.packing import Batch
 from xformer.data.prepared_stream import PreparedStream
 from xformer.data.row_stream import RowStream
+from xformer.data.rows import allow_open_files
 from xformer.data.streams import Request, State
 
 _CYCLE = 2**40  # Rows among which shares are divided where there is no end.
-_OTHER_FILES = 256  # That a process has open beside the shards: far more than it has.
 
 
 class MixtureStream(RowStream):
@@ -38,18 +37,20 @@ class MixtureStream(RowStream):
         """
         self._wanted = request
         self._corpora = {
-            name: PreparedStream(Path(path), request) for name, path in config.sources.items()
+            name: PreparedStream(open_folder(path, f"Mixture.sources[{name!r}]"), request)
+            for name, path in config.sources.items()
         }
         _check_alike(self._corpora)
         counts = {name: one.manifest.counts for name, one in self._corpora.items()}
         self._sizes = {name: CorpusSize(c.rows, c.characters) for name, c in counts.items()}
-        _allow_open_files(sum(len(one.manifest.shards) for one in self._corpora.values()))
+        allow_open_files([one.source for one in self._corpora.values()])
         self._quotas = self._divide(config, steps)
         self._schedule = self._make_schedule()
         # The schedule has shuffled and repeated already.
         is_endless = request.epochs is None and config.max_epochs is None
         ordered = replace(request, shuffle=False, epochs=None if is_endless else 1)
-        super().__init__(len(self._schedule), ordered)
+        threads = max(one.threads for one in self._corpora.values())
+        super().__init__(len(self._schedule), ordered, threads)
 
     def _divide(self, config: Mixture, steps: int | None) -> dict[str, int]:
         """Says how many rows of each corpus are read."""
@@ -187,17 +188,3 @@ def _check_alike(corpora: Mapping[str, PreparedStream]) -> None:
                     f"Mixture.sources must be of one {what}: {first_name!r} has {wanted}, "
                     f"{name!r} has {got}; prepare one of them again"
                 )
-
-
-def _allow_open_files(shards: int) -> None:
-    """Raises this process's limit of open files, which its workers inherit, to all shards."""
-    needed = shards + _OTHER_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if resource.RLIM_INFINITY != soft < needed:
-        if resource.RLIM_INFINITY != hard < needed:
-            raise ValueError(
-                f"Mixture.sources have {shards} shards, which stay open: the limit of open files "
-                f"must be at least {needed}, got {hard}; raise it (ulimit -Hn), or prepare the "
-                "corpora in larger shards (--shard-bytes)"
-            )
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -12,8 +12,8 @@ not depend on the number of processes or workers.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
+from xformer.buckets import check_folder, on_disk, open_folder
 from xformer.data.iterator import BatchIterator
 from xformer.data.manifest import TOKENIZER_FOLDER, read_manifest
 from xformer.data.mixture import Mixture
@@ -27,7 +27,6 @@ from xformer.data.text_files import PairData, TextData, check_workers
 from xformer.data.text_stream import TextStream
 from xformer.data.tokenizer import load_tokenizer
 from xformer.data.transform import RowTransform
-from xformer.files import check_mounted
 from xformer.layers.heads import Head
 from xformer.tokenization.base import PreTrainedTokenizerBase
 
@@ -37,7 +36,8 @@ class PreparedData:
     """A corpus written by `xformer prepare`.
 
     Attributes:
-        path: its folder.
+        path: its folder, or the address of one in a bucket ("gs://bucket/folder", with the extra
+            `gcs`).
         shuffle: whether every epoch has an order of its own; a pass with an end is always in order.
         workers: processes that read rows; 0 reads in threads of the training process.
     """
@@ -50,7 +50,7 @@ class PreparedData:
         """Refuses values out of range."""
         if not self.path:
             raise ValueError("PreparedData.path must name a folder, got an empty string")
-        check_mounted(self.path, "PreparedData.path")
+        check_folder(self.path, "PreparedData.path")
         check_workers(self.workers, "PreparedData.workers")
 
 
@@ -121,7 +121,8 @@ def open_batches(
     if isinstance(config, Task):
         return BatchIterator(TaskStream(config, request))
     if isinstance(config, PreparedData):
-        return BatchIterator(PreparedStream(Path(config.path), request))
+        key = "PreparedData.path"
+        return BatchIterator(PreparedStream(open_folder(config.path, key), request))
     if isinstance(config, Mixture):
         return BatchIterator(MixtureStream(config, request, steps))
     if isinstance(config, PairData):
@@ -156,10 +157,13 @@ def read_tokenizer(
         # A path is never taken for a name of the hub.
         return load_tokenizer(config.tokenizer)
     # All corpora of a mixture have the tokenizer of the first; its stream sees to that.
-    path = next(iter(config.sources.values())) if isinstance(config, Mixture) else config.path
-    folder = Path(path)
+    if isinstance(config, Mixture):
+        folder = open_folder(next(iter(config.sources.values())), "Mixture.sources")
+    else:
+        folder = open_folder(config.path, "PreparedData.path")
     wanted = read_manifest(folder).tokenizer.sha256
-    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
+    with on_disk(folder / TOKENIZER_FOLDER) as copied:
+        tokenizer = load_tokenizer(copied)
     if tokenizer.fingerprint() != wanted:
         raise ValueError(
             f"{folder / TOKENIZER_FOLDER} must be the tokenizer that the corpus was prepared with "

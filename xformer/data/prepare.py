@@ -25,6 +25,7 @@ from xformer.data.processes import die_with_parent
 from xformer.data.shards import ShardResult, Span, choose_shard_bytes, plan_shards, write_shard
 from xformer.data.sources import BadRows, expand_files
 from xformer.data.tokenizer import load_tokenizer
+from xformer.files import check_mounted
 from xformer.tokenization.base import PreTrainedTokenizerBase
 
 Progress = Callable[[int, int], None]
@@ -100,11 +101,14 @@ def prepare(
         FileNotFoundError: a source or the tokenizer is missing.
         FileExistsError: `out` holds something else, or is being written by another process.
         OSError: reading or writing failed; nothing is left at `out`.
-        ValueError: the sources hold no text, too many bad rows, or are damaged.
+        ValueError: the sources hold no text, too many bad rows, or are damaged; or one of these is
+            an address in a bucket.
     """
     workers = os.cpu_count() or 1 if workers is None else workers
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
+    for key, place in (("out", out), ("tokenizer", tokenizer)):
+        check_mounted(place, key)
     paths = expand_files(files)
     final = Path(out)
     tokenizer = Path(tokenizer)  # A path is never taken for a name of the hub.

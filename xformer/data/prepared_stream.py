@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from xformer.buckets import Folder, is_in_bucket
 from xformer.data.manifest import check_files, read_manifest
 from xformer.data.packing import Batch, decode_record, expand_row
 from xformer.data.row_stream import RowStream
-from xformer.data.rows import RowSource
+from xformer.data.rows import RowSource, allow_open_files
 from xformer.data.streams import Request
 
 
@@ -19,9 +19,10 @@ class PreparedStream(RowStream):
 
     Attributes:
         manifest: what is in it.
+        source: its records.
     """
 
-    def __init__(self, folder: Path, request: Request) -> None:
+    def __init__(self, folder: Folder, request: Request) -> None:
         """Reads the manifest and compares the sizes of all files with it.
 
         Args:
@@ -30,12 +31,16 @@ class PreparedStream(RowStream):
 
         Raises:
             FileNotFoundError: there is no corpus.
+            OSError: a bucket is refused to what reads rows.
             ValueError: it is damaged.
         """
         self.manifest = read_manifest(folder)
         check_files(folder, self.manifest)
-        self._source = RowSource(folder, self.manifest.shards)
-        super().__init__(len(self._source), request)
+        self.source = RowSource(folder, self.manifest.shards)
+        allow_open_files([self.source])
+        if is_in_bucket(folder):
+            _ = self.source[0]  # Another client than the manifest's reads it.
+        super().__init__(len(self.source), request, self.source.threads)
 
     def fingerprint(self) -> dict[str, Any]:
         """Describes everything that decides the batches.
@@ -61,7 +66,7 @@ class PreparedStream(RowStream):
         """
         return partial(
             _read,
-            source=self._source,
+            source=self.source,
             dtype=np.dtype(self.manifest.token_dtype),
             length=self.manifest.settings.length,
             pad_id=self.manifest.tokenizer.pad_token_id,

@@ -1,15 +1,15 @@
 """Streams of rows that are read by number; a position is the number of the next batch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grain
 import numpy as np
 
 from xformer.data.packing import Batch
-from xformer.data.streams import Request, State, close
+from xformer.data.streams import Request, State, close, stack
 
 
 class RowStream(ABC):
@@ -18,16 +18,19 @@ class RowStream(ABC):
     Attributes:
         rows: rows of one epoch.
         batches: number of batches; None where there is no end.
+        threads: rows of a batch that are read at once, which pays where one has to be waited for.
     """
 
-    def __init__(self, rows: int, request: Request) -> None:
+    def __init__(self, rows: int, request: Request, threads: int = 1) -> None:
         """Begins a stream.
 
         Args:
             rows: rows of one epoch.
             request: what is wanted of it.
+            threads: rows of a batch that are read at once.
         """
         self._request = request
+        self.threads = threads
         self.rows: int | None = rows
         self.batches: int | None = None
         if request.epochs is not None:
@@ -78,9 +81,9 @@ class RowStream(ABC):
         request, rows = self._request, self.rows
         assert rows is not None
         padding = request.transformed(self.padding_row(), 0, 0)
-        read = _Transformed(self.reader(), request, rows)
-        dataset = request.order(grain.MapDataset.range(rows)).map_with_index(read)
-        dataset = request.share(dataset, state["batch"]).batch(request.local_size)
+        read = _BatchReader(self.reader(), request, rows, self.threads)
+        dataset = request.order(grain.MapDataset.range(rows)).map_with_index(_place)
+        dataset = request.share(dataset, state["batch"]).batch(request.local_size, batch_fn=read)
         shares = iter(request.in_workers(dataset, ahead=2))
         number = state["batch"]
         try:
@@ -92,18 +95,40 @@ class RowStream(ABC):
             close(shares)
 
 
-@dataclass(frozen=True)
-class _Transformed:
-    """Reads and transforms rows; reaches worker processes by pickling."""
+def _place(position: int, number: int) -> tuple[int, int]:
+    """Where a row is: its position among those of all epochs, and its number."""
+    return position, int(number)
 
-    read: Callable[[int], Batch]
-    request: Request
-    rows: int
 
-    def __call__(self, position: int, number: int) -> Batch:
-        """Reads a row; its position among the rows of all epochs says which epoch it is in."""
-        epoch = position // self.rows
-        return self.request.transformed(self.read(int(number)), epoch, int(number))
+class _BatchReader:
+    """Reads and transforms the rows of a batch; reaches worker processes by pickling."""
+
+    def __init__(
+        self, read: Callable[[int], Batch], request: Request, rows: int, threads: int
+    ) -> None:
+        self._read, self._request, self._rows, self._threads = read, request, rows, threads
+        self._pool = self._make_pool()
+
+    def __call__(self, places: Sequence[tuple[int, int]]) -> Batch:
+        """Reads the rows at some places."""
+        rows = map(self._row, places) if self._pool is None else self._pool.map(self._row, places)
+        return stack(list(rows))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves the threads behind."""
+        return {**self.__dict__, "_pool": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Starts threads of this process."""
+        self.__dict__.update(state)
+        self._pool = self._make_pool()
+
+    def _make_pool(self) -> ThreadPoolExecutor | None:
+        return None if self._threads == 1 else ThreadPoolExecutor(self._threads)
+
+    def _row(self, place: tuple[int, int]) -> Batch:
+        position, number = place
+        return self._request.transformed(self._read(number), position // self._rows, number)
 
 
 def _fill_up(share: Batch | None, padding: Batch, size: int) -> Batch:

@@ -2,22 +2,32 @@
 
 import bisect
 import itertools
+import resource
+import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, SupportsIndex
 
 from array_record.python import array_record_module
 
+from xformer.buckets import Folder, is_in_bucket
 from xformer.data.manifest import FileEntry
+
+_BUCKET_THREADS = 32  # Each waits for an answer most of the time.
+_BUCKET_FILES = 4  # That the client of a shard in a bucket has open.
+_OTHER_FILES = 256  # That a process has open beside the shards: far more than it has.
 
 
 class RowSource:
     """The records of all shards, in order; a data source for grain.
 
     Shards are opened when they are first read, and once for each process.
+
+    Attributes:
+        threads: records that should be asked for at once.
+        files: files that are open once every shard is.
     """
 
-    def __init__(self, folder: Path, shards: Sequence[FileEntry]) -> None:
+    def __init__(self, folder: Folder, shards: Sequence[FileEntry]) -> None:
         """Remembers where the shards are.
 
         Args:
@@ -27,6 +37,9 @@ class RowSource:
         self._paths = [str(folder / shard.path) for shard in shards]
         self._ends = list(itertools.accumulate(shard.rows for shard in shards))
         self._readers: dict[int, Any] = {}
+        self._opening: dict[int, threading.Lock] = {}
+        self.threads = _BUCKET_THREADS if is_in_bucket(folder) else 1
+        self.files = len(self._paths) * (_BUCKET_FILES if is_in_bucket(folder) else 1)
 
     def __len__(self) -> int:
         """Number of records."""
@@ -52,11 +65,12 @@ class RowSource:
         shard = bisect.bisect_right(self._ends, number)
         number -= self._ends[shard - 1] if shard else 0
         try:
-            if shard not in self._readers:
-                # No read-ahead: shuffled records are far apart.
-                self._readers[shard] = array_record_module.ArrayRecordReader(
-                    self._paths[shard], options="readahead_buffer_size:0"
-                )
+            with self._opening.setdefault(shard, threading.Lock()):
+                if shard not in self._readers:
+                    # No read-ahead: shuffled records are far apart.
+                    self._readers[shard] = array_record_module.ArrayRecordReader(
+                        self._paths[shard], options="readahead_buffer_size:0"
+                    )
             return self._readers[shard].read([number])[0]
         except (RuntimeError, IndexError, ValueError) as error:
             raise OSError(
@@ -66,4 +80,26 @@ class RowSource:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves open files behind: a worker opens its own."""
-        return {**self.__dict__, "_readers": {}}
+        return {**self.__dict__, "_readers": {}, "_opening": {}}
+
+
+def allow_open_files(sources: Sequence[RowSource]) -> None:
+    """Raises this process's limit of open files, which its workers inherit, to all shards.
+
+    Args:
+        sources: what is read at once.
+
+    Raises:
+        ValueError: if the hard limit is lower.
+    """
+    files = sum(source.files for source in sources)
+    needed = files + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY != soft < needed:
+        if resource.RLIM_INFINITY != hard < needed:
+            raise ValueError(
+                f"PreparedData.path or Mixture.sources have {files} files open, as shards stay so: "
+                f"the limit of open files must be at least {needed}, got {hard}; raise it (ulimit "
+                "-Hn), or prepare the corpora in larger shards (--shard-bytes)"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

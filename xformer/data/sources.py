@@ -19,6 +19,7 @@ from xformer.data.formats.datasets import is_dataset, is_stream_by_name, list_da
 from xformer.data.formats.decoding import BadRowError
 from xformer.data.formats.parquet import ParquetFile
 from xformer.data.formats.text import TextFile
+from xformer.files import check_mounted
 
 _PARQUET = (".parquet", ".pq")
 # Shards are often called `train.array_record-00000-of-00010`.
@@ -82,12 +83,14 @@ def expand_files(files: Sequence[str], key: str = "files") -> tuple[Path, ...]:
     Raises:
         FileNotFoundError: a name or pattern matches no file, or a link leads to none.
         PermissionError: a folder in which a pattern looks cannot be listed.
-        ValueError: no names are given, or a folder of several splits, or parts of a dataset.
+        ValueError: no names are given, or a folder of several splits, parts of a dataset, or an
+            address in a bucket.
     """
     if not files:
         raise ValueError(f"{key} must name at least one file")
     found: dict[str, Path] = {}
     for name in files:
+        check_mounted(name, key)
         exists = os.path.exists(name)
         matches = [name] if exists else _expand_pattern(name, key)
         if not (exists and is_stream_by_name(Path(name))):

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from xformer.files import check_mounted
 from xformer.hub import Source, open_source
 from xformer.tokenization.auto import class_by_model_file, named_class
 from xformer.tokenization.base import PreTrainedTokenizerBase
@@ -37,8 +38,10 @@ def load_tokenizer(
     Raises:
         FileNotFoundError: there is no such folder, or no vocabulary in it.
         ValueError: its files are damaged, of no family or an unknown one, or name no token for
-            padding or for what goes around a document.
+            padding or for what goes around a document; or it is an address in a bucket.
     """
+    if not isinstance(folder, Source):
+        check_mounted(folder, "tokenizer")
     # A path is never taken for a name of the hub.
     source = folder if isinstance(folder, Source) else open_source(Path(folder))
     path = Path(source.name)

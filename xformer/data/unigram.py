@@ -1,9 +1,10 @@
 """The unigram baseline: how well token frequencies alone predict."""
 
-from pathlib import Path
+import io
 
 import numpy as np
 
+from xformer.buckets import open_folder
 from xformer.data.manifest import UNIGRAM_FILE, check_files, read_manifest
 from xformer.data.pipeline import PreparedData
 
@@ -23,10 +24,10 @@ def read_unigram_counts(data: PreparedData) -> np.ndarray:
         FileNotFoundError: there is no corpus.
         ValueError: it is damaged.
     """
-    folder = Path(data.path)
+    folder = open_folder(data.path, "PreparedData.path")
     manifest = read_manifest(folder)
     check_files(folder, manifest)
-    counts = np.load(folder / UNIGRAM_FILE, allow_pickle=False)
+    counts = np.load(io.BytesIO((folder / UNIGRAM_FILE).read_bytes()), allow_pickle=False)
     if counts.shape != (manifest.tokenizer.vocab_size,) or counts.dtype != np.int64:
         raise ValueError(
             f"{folder / UNIGRAM_FILE} must hold int64 [{manifest.tokenizer.vocab_size}], got "

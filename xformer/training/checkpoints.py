@@ -23,9 +23,10 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from orbax.checkpoint.options import AtomicityMode, AtomicityOptions, MultiprocessingOptions
 
 from xformer import distributed, partitioning
+from xformer.buckets import is_in_bucket, naming
 from xformer.layers.stack import restack
 from xformer.training.agreement import agreed
-from xformer.training.config import BUCKET, Run
+from xformer.training.config import Run
 from xformer.training.integrity import (
     DamagedError,
     MismatchError,
@@ -330,7 +331,7 @@ class CheckpointStore:
         for step in list(self._folder.iterdir()):
             if not step.name.isdigit() or (step / _COMMIT).exists():
                 continue
-            if _is_in_bucket(step):  # nothing there is moved without being copied
+            if is_in_bucket(step):  # nothing there is moved without being copied
                 step.rmtree()
                 continue
             trash.mkdir(exist_ok=True)
@@ -376,7 +377,7 @@ def _manager(folder: epath.Path, keep: int | None, processes: set[int]) -> ocp.C
         options=ocp.CheckpointManagerOptions(
             atomicity_options=AtomicityOptions(mode=AtomicityMode.COMMIT_FILE),
             preservation_policy=preservation_policy.LatestN(keep),
-            todelete_subdir=None if _is_in_bucket(folder) else _TRASH,
+            todelete_subdir=None if is_in_bucket(folder) else _TRASH,
             create=False,
             async_options=ocp.AsyncOptions(
                 timeout_secs=2 * _WRITING_S,  # of writing and waiting together
@@ -398,27 +399,18 @@ def _manager(folder: epath.Path, keep: int | None, processes: set[int]) -> ocp.C
 def _opened(folder: epath.PathLike) -> epath.Path:
     """The folder as orbax wants it, once it is known that it can be looked at."""
     path = epath.Path(folder)
-    if not _is_in_bucket(path):
+    if not is_in_bucket(path):
         return epath.Path(Path(folder).absolute())
-    try:
+    with naming(path, "Checkpoints.folder"):
         path.exists()
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            f"checkpoints in {path} need gcsfs: pip install 'xformer-jax[gcs]', or set "
-            "Checkpoints.folder to a folder"
-        ) from error
     return path
 
 
 def _make_folder(folder: epath.Path, about: str) -> None:
     """Makes a folder; in a bucket one is there only as long as it has a file."""
     folder.mkdir(parents=True, exist_ok=True)
-    if _is_in_bucket(folder):
+    if is_in_bucket(folder):
         (folder / "about.txt").write_text(about + "\n")
-
-
-def _is_in_bucket(path: epath.Path) -> bool:
-    return str(path).startswith(BUCKET)
 
 
 def _delete(folders: list[epath.Path]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from etils import epath
 
+from xformer.buckets import check_folder
 from xformer.data.mixture import Mixture
 from xformer.data.pipeline import PairData, PreparedData, TextData
 from xformer.data.tasks import TaskData
@@ -28,9 +29,6 @@ from xformer.training.start import Pretrained
 
 Data = PreparedData | TextData | PairData | Mixture | TaskData
 """Any data source."""
-
-BUCKET = "gs://"
-"""How the addresses begin of buckets that checkpoints may be kept in."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,8 @@ class Checkpoints:
         """
         if self.folder == "":
             raise ValueError("Checkpoints.folder must name a folder, or be None")
-        if self.folder is not None and not self.folder.startswith(BUCKET):
-            check_mounted(self.folder, "Checkpoints.folder")
+        if self.folder is not None:
+            check_folder(self.folder, "Checkpoints.folder")
         for key in ("every_steps", "keep"):
             if getattr(self, key) < 1:
                 raise ValueError(f"Checkpoints.{key} must be at least 1, got {getattr(self, key)}")
