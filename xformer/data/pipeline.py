@@ -164,6 +164,7 @@ def read_tokenizer(
     wanted = read_manifest(folder).tokenizer.sha256
     with on_disk(folder / TOKENIZER_FOLDER) as copied:
         tokenizer = load_tokenizer(copied)
+    tokenizer.name_or_path = str(folder / TOKENIZER_FOLDER)
     if tokenizer.fingerprint() != wanted:
         raise ValueError(
             f"{folder / TOKENIZER_FOLDER} must be the tokenizer that the corpus was prepared with "

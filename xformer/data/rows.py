@@ -84,7 +84,7 @@ class RowSource:
 
 
 def allow_open_files(sources: Sequence[RowSource]) -> None:
-    """Raises this process's limit of open files, which its workers inherit, to all shards.
+    """Raises this process's limit of open files, which its workers inherit.
 
     Args:
         sources: what is read at once.
@@ -95,11 +95,13 @@ def allow_open_files(sources: Sequence[RowSource]) -> None:
     files = sum(source.files for source in sources)
     needed = files + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if resource.RLIM_INFINITY != soft < needed:
-        if resource.RLIM_INFINITY != hard < needed:
-            raise ValueError(
-                f"PreparedData.path or Mixture.sources have {files} files open, as shards stay so: "
-                f"the limit of open files must be at least {needed}, got {hard}; raise it (ulimit "
-                "-Hn), or prepare the corpora in larger shards (--shard-bytes)"
-            )
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    if resource.RLIM_INFINITY != hard < needed:
+        raise ValueError(
+            f"PreparedData.path or Mixture.sources have {files} files open, as shards stay so: the "
+            f"limit of open files must be at least {needed}, got {hard}; raise it (ulimit -Hn), or "
+            "prepare the corpora in larger shards (--shard-bytes)"
+        )
+    if soft != resource.RLIM_INFINITY:
+        # Beside this there are the other streams of a run.
+        most = needed if hard == resource.RLIM_INFINITY else hard
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
