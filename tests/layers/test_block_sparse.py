@@ -161,6 +161,17 @@ def test_linear_computation_is_the_definition(situation):
     assert_equal(found, expected)
 
 
+def test_gradients_of_random_blocks_are_added_alike_on_every_device():
+    before, part = normal(0, 2, N, 5, B, H, W), normal(1, 2, B, N, 7, H, 3, W)
+    blocks = jnp.asarray(np.random.default_rng(2).integers(0, 5, (N, 7, 3)), jnp.int32)
+    expected = np.array(before)
+    for place in np.ndindex(blocks.shape):
+        head, row, which = place
+        expected[:, head, blocks[place]] += part[:, :, head, row, :, which]
+    for add in (block_rows._add_blocks, block_rows._add_by_product):
+        assert_equal(jax.jit(add)(before, blocks, part), expected)
+
+
 def test_linear_computation_of_every_block_is_dense_attention():
     q, k, v = qkv(4 * W)
     for mask in (Mask(), Mask(causal=True)):
@@ -360,16 +371,19 @@ def test_split_tokens_may_be_bfloat16(reach):
         np.testing.assert_allclose(one, other, rtol=0.0, atol=0.01 * float(abs(other).max()))
 
 
-def test_split_tokens_take_less_memory_and_send_blocks_alone():
-    core, length, temporary = BlockSparse(8, 2, 5), 128 * 8, {}
-    drawn = np.random.default_rng(0).integers(0, 5, (N, 128, 2))
+def test_split_tokens_take_less_memory_and_send_blocks_alone(monkeypatch):
+    monkeypatch.setattr(block_rows, "_SCORES_PER_STEP", 5000)  # so that steps are not what counts
+    block_rows.attend_in_blocks.clear_cache()
+    core, length, temporary = BlockSparse(8, 2, 5), 1024 * 8, {}
+    drawn = np.random.default_rng(0).integers(0, 5, (N, 1024, 2))
     mask = Mask(random_blocks_NMR=jnp.asarray(drawn, jnp.int32))
     arrays = *qkv(length), normal(1, B, length, N, H)
     for ways in (1, 8):
         run, arguments = in_shards(core, MeshConfig(1, sequence=ways), *arrays, mask=mask)
         compiled = run.lower(*arguments).compile()
         temporary[ways] = compiled.memory_analysis().temp_size_in_bytes
-    assert temporary[8] < 0.25 * temporary[1]
+    block_rows.attend_in_blocks.clear_cache()
+    assert temporary[8] < 0.3 * temporary[1]
     assert "collective-permute" in compiled.as_text() and "all-gather" not in compiled.as_text()
 
 
