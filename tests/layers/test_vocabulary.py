@@ -25,6 +25,12 @@ BIAS, IDS = RNG.normal(size=V), RNG.integers(0, V, (B, T))
 WEIGHTS = RNG.normal(size=(3, B, T))
 
 
+@pytest.fixture(autouse=True)
+def no_scores_are_few(monkeypatch):
+    """So that the backward pass computes them again; see `test_few_scores_are_kept`."""
+    monkeypatch.setattr(vocabulary_chunks, "_FEW_SCORES", 0)
+
+
 def assert_close(actual, expected, rtol=1e-6):
     """Equal up to roundings, which are as large as those of the largest number."""
     largest = abs(np.asarray(expected, np.float32)).max()
@@ -70,15 +76,15 @@ def test_a_cpu_scores_no_more_at_once_than_its_cache_holds(letters, monkeypatch)
     expected = both_passes(given, letters, None)
     monkeypatch.setattr(vocabulary_chunks, "_CPU_CHUNK", 3)
     monkeypatch.setattr(vocabulary_chunks, "_CPU_SCORES", 5 * B * T)
-    both = jax.jit(both_passes.__wrapped__, static_argnums=(1, 2))
-    compiled = both.lower(given, letters, 39).compile()
+    both = jax.jit(lambda given: both_passes.__wrapped__(given, letters, 39))
+    compiled = both.lower(given).compile()
     jax.tree.map(assert_close, compiled(given), expected)
     sizes = {
         math.prod(map(int, one.split(",")))
         for one in re.findall(r"f32\[([\d,]+)\]", compiled.as_text())
     }
     assert 5 * B * T in sizes and 39 * B * T not in sizes
-    for_a_tpu = both.trace(given, letters, 39).lower(lowering_platforms=("tpu",)).as_text()
+    for_a_tpu = both.trace(given).lower(lowering_platforms=("tpu",)).as_text()
     assert re.search(r"39x8x4xf32|8x4x39xf32", for_a_tpu)
 
 
@@ -265,6 +271,22 @@ def test_a_vocabulary_need_not_be_divided(tensor, vocab_size, letters):
     with jax.set_mesh(mesh):
         actual = compute(*given)
     jax.tree.map(assert_close, actual, both_passes(given, letters, None))
+
+
+@pytest.mark.parametrize("letters", ["VD", "DV"])
+@pytest.mark.parametrize("sizes", [(8, 1, 1, 1), (1, 4, 2, 1), (1, 1, 8, 1), (2, 1, 2, 2)], ids=str)
+def test_few_scores_are_kept(sizes, letters, monkeypatch):
+    given, tensor = arrays(letters), sizes[2]
+    share = B * T * V // 8  # of a device: the table is split by tensor alone, places by the rest
+    monkeypatch.setattr(vocabulary_chunks, "_FEW_SCORES", share - 1)
+    again = on_mesh(sizes, letters, 3, given).trace(*given)
+    monkeypatch.setattr(vocabulary_chunks, "_FEW_SCORES", share)
+    kept = on_mesh(sizes, letters, 3, given)
+    # Each product is there for a chunk and for what is left of the share beside full chunks.
+    rest = 1 + bool(V // tensor % 3)
+    counts = [str(one.jaxpr).count("dot_general") for one in (again, kept.trace(*given))]
+    assert counts == [4 * rest, 3 * rest]
+    jax.tree.map(assert_close, kept(*given), both_passes(given, letters, None))
 
 
 def test_mesh_axes_are_those_in_force():

@@ -123,5 +123,9 @@ class TableShards(NamedTuple):
             x_BTD = lax.all_to_all(x_BTD, axis, 2, self._dimension(axis), tiled=True)
         return x_BTD
 
+    def share(self, places: int, rows: int) -> int:
+        """The number of pairs of places and rows of which a device has both."""
+        return places * rows // ways(self.batch + self.length + self.rows)
+
     def _dimension(self, axis: str) -> int:
         return 0 if axis in self.batch else 1

@@ -1,7 +1,8 @@
 """Sums over the scores of a vocabulary, a chunk of it at a time, with a backward pass of its own.
 
-The forward pass keeps the normaliser of each place and no scores; the backward pass computes those
-of a chunk again. That is one product with the table more than the three of a loss on all scores.
+The forward pass keeps the normaliser of each place, and the scores if they are few; else the
+backward pass computes those of a chunk again, which is one product with the table more than the
+three of a loss on all scores.
 
 Devices that share the vocabulary pass over their own tokens, and tell each other of sums alone.
 Those that hold other columns of the table gather those of a chunk, and add up its gradient such
@@ -25,6 +26,7 @@ from xformer.layers.table_shards import TableShards
 # A CPU computes 1.2 times as fast on scores that stay in its cache, 4 MB of them (512 places, 1,024
 # columns), as on 8,192 tokens at a time; of fewer than 256 tokens the products are slower.
 _CPU_SCORES, _CPU_CHUNK = 2**20, 256
+_FEW_SCORES = 2**25  # 128 MB
 _LOWEST = 0.5 * jnp.finfo(jnp.float32).min  # of padding; differences are finite
 _multiply = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -112,7 +114,9 @@ def sums_in_chunks(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sums(form: _Form, x_BTD: Array, table: Array, bias_V: Array | None, ids_BT: Array) -> Sums:
-    return _forward(form, x_BTD, table, bias_V, ids_BT)[0]
+    add_up = functools.partial(_sums_of_shares, form, False)
+    run = form.shards.run(add_up, form.specs, (form.shards.spec("BT"), None))
+    return run(x_BTD, table, bias_V, ids_BT)[0]
 
 
 def _forward(
@@ -120,16 +124,19 @@ def _forward(
 ) -> tuple[Sums, Any]:
     """The sums, and what the backward pass needs."""
     given = x_BTD, table, bias_V, ids_BT
-    add_up = functools.partial(_sums_of_shares, form)
-    sums = form.shards.run(add_up, form.specs, form.shards.spec("BT"))(*given)
-    return sums, (given, sums.log_z_BT)
+    keeps = form.shards.share(ids_BT.size, table.shape[form.letters.index("V")]) <= _FEW_SCORES
+    add_up = functools.partial(_sums_of_shares, form, keeps)
+    kept = form.shards.spec(form.scores) if keeps else None
+    sums, scores = form.shards.run(add_up, form.specs, (form.shards.spec("BT"), kept))(*given)
+    return sums, (given, sums.log_z_BT, scores)
 
 
 def _backward(form: _Form, saved: Any, given: Sums) -> tuple[Any, ...]:
     """The gradients of states, table and bias."""
     places, (states, table, bias, _) = form.shards.spec("BT"), form.specs
+    scores = None if saved[-1] is None else form.shards.spec(form.scores)
     add_up = functools.partial(_gradients_of_shares, form)
-    run = form.shards.run(add_up, (form.specs, places, places), (states, table, bias))
+    run = form.shards.run(add_up, (form.specs, places, scores, places), (states, table, bias))
     return *run(*saved, given), None
 
 
@@ -137,38 +144,44 @@ _sums.defvjp(_forward, _backward)
 
 
 def _sums_of_shares(
-    form: _Form, x_BTD: Array, table: Array, bias_V: Array | None, ids_BT: Array
-) -> Sums:
-    """The sums, from what a device holds."""
+    form: _Form, keeps: bool, x_BTD: Array, table: Array, bias_V: Array | None, ids_BT: Array
+) -> tuple[Sums, Array | None]:
+    """The sums, from what a device holds, and the scores."""
     shards, chunks = form.shards, _Chunks(form, x_BTD, table, bias_V, ids_BT)
     over_V = form.scores.index("V")
 
-    def add(sums: tuple[Array, ...], start: Any, size: int) -> tuple[Array, ...]:
-        top_BT, z_BT, chosen_BT, total_BT = sums
+    def add(sums: tuple[Any, ...], start: Any, size: int) -> tuple[Any, ...]:
+        top_BT, z_BT, chosen_BT, total_BT, kept = sums
         scores, is_chosen, is_token = chunks.scores(chunks.part(start, size), start)
         total_BT = total_BT + jnp.where(is_token, scores, 0.0).sum(over_V)
         new_top_BT = jnp.maximum(top_BT, scores.max(over_V))
         z_BT = z_BT * jnp.exp(top_BT - new_top_BT)
         z_BT = z_BT + jnp.exp(scores - jnp.expand_dims(new_top_BT, over_V)).sum(over_V)
         chosen_BT = chosen_BT + jnp.where(is_chosen, scores, 0.0).sum(over_V)
-        return new_top_BT, z_BT, chosen_BT, total_BT
+        if kept is not None:
+            kept = lax.dynamic_update_slice_in_dim(kept, scores, start, over_V)
+        return new_top_BT, z_BT, chosen_BT, total_BT, kept
 
     zero_BT = jnp.zeros(ids_BT.shape)
-    begun = (jnp.full_like(zero_BT, -jnp.inf), zero_BT, zero_BT, zero_BT)
-    top_BT, z_BT, chosen_BT, total_BT = _for_chunks(
+    shape = list(ids_BT.shape)
+    shape.insert(over_V, chunks.share_size)
+    kept = jnp.zeros(shape) if keeps else None
+    begun = (jnp.full_like(zero_BT, -jnp.inf), zero_BT, zero_BT, zero_BT, kept)
+    top_BT, z_BT, chosen_BT, total_BT, kept = _for_chunks(
         add, begun, chunks.share_size, form.chunk, ids_BT.size
     )
     all_top_BT = shards.largest_over_rows(top_BT)
     z_BT = shards.over_rows(z_BT * jnp.exp(top_BT - all_top_BT))
-    return Sums(
+    sums = Sums(
         all_top_BT + jnp.log(z_BT),
         shards.over_rows(chosen_BT),
         shards.over_rows(total_BT) / form.vocab_size,
     )
+    return sums, kept
 
 
 def _gradients_of_shares(
-    form: _Form, saved: tuple[Any, ...], log_z_BT: Array, given: Sums
+    form: _Form, saved: tuple[Any, ...], log_z_BT: Array, kept: Array | None, given: Sums
 ) -> tuple[Any, ...]:
     """The gradients of what a device holds."""
     x_BTD, table, bias_V, ids_BT = saved
@@ -181,7 +194,7 @@ def _gradients_of_shares(
     def add(gradients: tuple[Any, ...], start: Any, size: int) -> tuple[Any, ...]:
         dx_BTD, dtable, dbias_V = gradients
         part = chunks.part(start, size)
-        scores, is_chosen, _ = chunks.scores(part, start)
+        scores, is_chosen, _ = chunks.scores(part, start, kept)
         dscores = dlog_z * jnp.exp(scores - log_z) + jnp.where(is_chosen, dchosen, 0.0) + dmean
         if dbias_V is not None:
             more_V = dscores.sum([form.scores.index(axis) for axis in "BT"])
@@ -229,14 +242,18 @@ class _Chunks:
         part = lax.dynamic_slice_in_dim(self._table, start, size, self.axis)
         return self._form.shards.with_all_columns(part.astype(self._x_BTD.dtype), 1 - self.axis)
 
-    def scores(self, part: Array, start: Any) -> tuple[Array, Array, Array | bool]:
+    def scores(
+        self, part: Array, start: Any, kept: Array | None = None
+    ) -> tuple[Array, Array, Array | bool]:
         """The scores of a chunk, which are those of chosen tokens, and which of any token."""
         form, size = self._form, part.shape[self.axis]
-        if form.letters == "VD":
+        if kept is not None:
+            scores = lax.dynamic_slice_in_dim(kept, start, size, form.scores.index("V"))
+        elif form.letters == "VD":
             scores = _multiply("VD,BTD->VBT", part, self._x_BTD)
         else:
             scores = _multiply("BTD,DV->BTV", self._x_BTD, part)
-        if self._bias_V is not None:
+        if self._bias_V is not None and kept is None:
             bias_V = lax.dynamic_slice_in_dim(self._bias_V, start, size, 0)
             scores = scores + form.spread(bias_V, "V")
         ids = form.spread(self._first + start + jnp.arange(size), "V")
