@@ -166,6 +166,24 @@ def test_a_chain_of_fusions_that_repeats_a_gather_counts_once():
     assert (found.count, found.array_bytes) == (1, 8 * 512 * 2)
 
 
+def test_a_chain_that_goes_on_beside_a_loop_counts_as_often_as_its_ends():
+    body = """
+%body (state.1: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %state.1 = (s32[], f32[8]{0}) parameter(0)
+  %f.1 = bf16[8,512] fusion(%p), kind=kCustom, calls=%fused.1
+  ROOT %next = (s32[], f32[8]{0}) tuple(%i, %p)
+}
+"""
+    lines = (
+        "%f.0 = bf16[8,512] fusion(%p), kind=kLoop, calls=%fused.0",
+        "%while = (s32[], f32[8]) while(%t), condition=%condition, body=%body",
+        "%f.2 = bf16[8,512] fusion(%p), kind=kLoop, calls=%fused.2",
+    )
+    links = "".join(fused(number, "[8,2]<=[16]") for number in range(3))
+    (found,) = collectives(program(*lines, before=links + CONDITION + body), MESH)
+    assert (found.count, found.array_bytes) == (1, 8 * 512 * 2)
+
+
 def test_fusions_that_gather_in_other_groups_are_no_chain():
     groups = ("[8,2]<=[16]", "[8,2]<=[2,8]T(1,0)", "[4,4]<=[8,2]T(1,0)", "[8,2]<=[16]")
     found = collectives(fusions(*groups), MESH)

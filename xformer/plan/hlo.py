@@ -5,8 +5,9 @@
 
 Four things are not as they look. The body of a loop stands once, and runs as often as its condition
 says. A gather that overlaps with computing is a chain of fusions that all repeat it, in one kind of
-group under one name and `channel_id`; elsewhere that number says nothing: all that is written out
-in a `jax.shard_map` has the same. An all-reduce of which each device keeps its part, in a fusion
+group under one name and `channel_id`; those between the first and the last may be in a loop, which
+it goes on beside. Elsewhere that number says nothing: all that is written out in a `jax.shard_map`
+has the same. An all-reduce of which each device keeps its part, in a fusion
 called `all-reduce-scatter`, is a reduce-scatter. Between slices, arrays are sent and received.
 """
 
@@ -123,7 +124,7 @@ def collectives(text: str, mesh: Mapping[str, int]) -> tuple[Collective, ...]:
             if name in fused:
                 named = re.findall(r'channel_id=\d+|op_name="[^"]*"', instruction.rest)
                 key = (one.kind, one.axes, str(one.group), *named) if named else key
-            if key not in found or found[key].array_bytes < one.array_bytes:
+            if key not in found or _is_nearer(one, found[key]):
                 found[key] = one
     sums: dict[tuple[str, str, int], Collective] = {}
     for one in found.values():
@@ -135,6 +136,11 @@ def collectives(text: str, mesh: Mapping[str, int]) -> tuple[Collective, ...]:
             count=before.count + one.count,
         )
     return tuple(sorted(sums.values(), key=lambda one: -one.wire_bytes))
+
+
+def _is_nearer(one: Collective, other: Collective) -> bool:
+    """Whether a link of a chain is nearer to its ends: in fewer loops, then with larger arrays."""
+    return (one.count, -one.array_bytes) < (other.count, -other.array_bytes)
 
 
 def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
