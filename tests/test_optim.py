@@ -183,14 +183,60 @@ def test_adafactor_factors_large_arrays_only():
 @pytest.mark.parametrize(
     "field, value, message",
     [
-        ("learning_rate", 0.0, "must be positive, got 0.0"),
-        ("weight_decay", -0.1, "must not be negative, got -0.1"),
+        ("learning_rate", 0.0, r"must be positive and at most 1e\+06, got 0.0"),
+        ("learning_rate", 3e38, r"must be positive and at most 1e\+06, got 3e\+38"),
+        ("weight_decay", -0.1, r"must be from 0 to 1e\+06, got -0.1"),
         ("clip_norm", 0.0, "must be positive or None, got 0.0"),
     ],
 )
 def test_optimizers_refuse_bad_values(cls, field, value, message):
     with pytest.raises(ValueError, match=f"{cls.__name__}.{field} {message}"):
         cls(**{"learning_rate": 0.1, field: value})
+
+
+@pytest.mark.parametrize(
+    "cls, field, value, message",
+    [
+        (AdamW, "b1", 1.0, "must be at least 0 and below 1, got 1.0"),
+        (AdamW, "b2", -0.1, "must be at least 0 and below 1, got -0.1"),
+        (AdamW, "eps", 0.0, "must be positive, got 0.0"),
+        (Lion, "b2", 1.5, "must be at least 0 and below 1, got 1.5"),
+        (SGD, "momentum", 1.0, "must be at least 0 and below 1, got 1.0"),
+    ],
+)
+def test_what_would_make_updates_infinite_is_refused(cls, field, value, message):
+    with pytest.raises(ValueError, match=rf"{cls.__name__}\.{field} {message}"):
+        cls(**{"learning_rate": 0.1, field: value})
+
+
+@pytest.mark.parametrize("cls", OPTIMIZERS)
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e18])
+def test_updates_are_finite_where_the_norm_of_the_gradient_is(cls, size):
+    optimizer = cls(1e6, weight_decay=1e6, clip_norm=None).build(STEPS)
+    params, update = PARAMS, jax.jit(optimizer.update)
+    gradients = jax.tree.map(lambda p: size * jnp.sign(p), params)
+    state = optimizer.init(params)
+    assert jnp.isfinite(optax.tree.norm(gradients))
+    for _ in range(3):
+        found, state = update(gradients, state, params)
+        assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((found, state)))
+
+
+@pytest.mark.parametrize("fields", [{}, {"weight_decay": 0.2}, {"clip_norm": 0.5}])
+def test_adamw_is_that_of_optax(fields):
+    ours = AdamW(0.03, **fields).build(STEPS)
+    decay = {"weight_decay": fields.get("weight_decay", 0.0), "mask": decay_mask}
+    theirs = optax.chain(
+        optax.clip_by_global_norm(fields.get("clip_norm", 1.0)),
+        optax.adamw(optax.constant_schedule(0.03), 0.9, 0.95, **decay),
+    )
+    states = [one.init(PARAMS) for one in (ours, theirs)]
+    for gradient in GRADIENTS:
+        norm = optax.tree.norm(gradient)
+        known, states[0] = ours.update(gradient, states[0], PARAMS, norm=norm)
+        expected, states[1] = theirs.update(gradient, states[1], PARAMS)
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+        jax.tree.map(close, (known, states[0]), (expected, states[1]))  # and of the same structure
 
 
 @pytest.mark.reference
@@ -267,7 +313,7 @@ def test_every_field_of_a_schedule_changes_it(config, field, value):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: Constant(0.0), "Constant.peak must be positive, got 0.0"),
+        (lambda: Constant(0.0), r"Constant.peak must be positive and at most 1e\+06, got 0.0"),
         (lambda: Cosine(1.0, -1), "Cosine.warmup_steps must not be negative, got -1"),
         (
             lambda: Linear(1.0, 12).build(12),

@@ -4,10 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
 _DECAYED = ("kernel", "embedding")
+# With rates up to this one, gradients of finite norm have finite updates.
+_HIGHEST = 1e6
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,10 @@ class _Schedule:
             ValueError: naming the key.
         """
         name = type(self).__name__
-        if not self.peak > 0.0:
-            raise ValueError(f"{name}.peak must be positive, got {self.peak}")
+        if not 0.0 < self.peak <= _HIGHEST:
+            raise ValueError(
+                f"{name}.peak must be positive and at most {_HIGHEST:g}, got {self.peak}"
+            )
         if self.warmup_steps < 0:
             raise ValueError(f"{name}.warmup_steps must not be negative, got {self.warmup_steps}")
 
@@ -173,10 +178,20 @@ class _Optimizer:
             ValueError: naming the key.
         """
         name = type(self).__name__
-        if isinstance(self.learning_rate, int | float) and not self.learning_rate > 0.0:
-            raise ValueError(f"{name}.learning_rate must be positive, got {self.learning_rate}")
-        if self.weight_decay < 0.0:
-            raise ValueError(f"{name}.weight_decay must not be negative, got {self.weight_decay}")
+        rate = self.learning_rate
+        if isinstance(rate, int | float) and not 0.0 < rate <= _HIGHEST:
+            raise ValueError(
+                f"{name}.learning_rate must be positive and at most {_HIGHEST:g}, got {rate}"
+            )
+        if not 0.0 <= self.weight_decay <= _HIGHEST:
+            raise ValueError(
+                f"{name}.weight_decay must be from 0 to {_HIGHEST:g}, got {self.weight_decay}"
+            )
+        for key in ("b1", "b2", "momentum"):
+            if not 0.0 <= getattr(self, key, 0.0) < 1.0:
+                raise ValueError(
+                    f"{name}.{key} must be at least 0 and below 1, got {getattr(self, key)}"
+                )
         if self.clip_norm is not None and not self.clip_norm > 0.0:
             raise ValueError(f"{name}.clip_norm must be positive or None, got {self.clip_norm}")
 
@@ -186,12 +201,19 @@ class _Optimizer:
             return optax.constant_schedule(self.learning_rate)
         return self.learning_rate.build(steps)
 
-    def build(self, steps: int) -> optax.GradientTransformation:
-        """The optax transformation for a run of `steps` steps."""
+    def build(self, steps: int) -> optax.GradientTransformationExtraArgs:
+        """The optax transformation for a run of `steps` steps.
+
+        Args:
+            steps: Steps of the run.
+
+        Returns:
+            The transformation; its `update` may be told the gradients' global `norm`, if known.
+        """
         parts = [self._update(self.schedule(steps))]
         if self.clip_norm is not None:
-            parts.insert(0, optax.clip_by_global_norm(self.clip_norm))
-        return optax.chain(*parts)
+            parts.insert(0, _clip_by_global_norm(self.clip_norm))
+        return optax.with_extra_args_support(optax.chain(*parts))
 
     def _update(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
         raise NotImplementedError
@@ -211,14 +233,21 @@ class AdamW(_Optimizer):
     b2: float = 0.95
     eps: float = 1e-8
 
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            ValueError: naming the key.
+        """
+        super().__post_init__()
+        if not self.eps > 0.0:
+            raise ValueError(f"AdamW.eps must be positive, got {self.eps}")
+
     def _update(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
-        return optax.adamw(
-            learning_rate,
-            self.b1,
-            self.b2,
-            self.eps,
-            weight_decay=self.weight_decay,
-            mask=decay_mask,
+        return optax.chain(
+            _scale_by_adam(self.b1, self.b2, self.eps),
+            optax.add_decayed_weights(self.weight_decay, decay_mask),
+            optax.scale_by_learning_rate(learning_rate),
         )
 
 
@@ -309,6 +338,62 @@ def taken_steps(opt_state: Any) -> Array:
         The count, an int32 scalar.
     """
     return optax.tree_utils.tree_get_all_with_path(opt_state, "count")[0][1]
+
+
+def _clip_by_global_norm(largest: float) -> optax.GradientTransformationExtraArgs:
+    """`optax.clip_by_global_norm` for a `norm` that is known.
+
+    Args:
+        largest: The largest norm.
+
+    Returns:
+        The transformation. It multiplies where optax divides: XLA computes products within what
+        reads them, and writes quotients to memory first.
+    """
+
+    def update(
+        grads: Any, state: Any, params: Any = None, *, norm: Array | None = None, **_: Any
+    ) -> tuple[Any, Any]:
+        factor = jnp.minimum(1.0, largest / (optax.tree.norm(grads) if norm is None else norm))
+        return jax.tree.map(lambda g: g * factor, grads), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """`optax.scale_by_adam` that CPUs do in place.
+
+    They make a pass over memory for each array, and left to themselves would compute parameters
+    from the old moments, of which they would make copies to have them beside the new ones.
+
+    Args:
+        b1: Decay of the first moment.
+        b2: Decay of the second moment.
+        eps: Added to the root of the second moment.
+
+    Returns:
+        The transformation.
+    """
+
+    def update(
+        grads: Any, state: optax.ScaleByAdamState, params: Any = None
+    ) -> tuple[Any, optax.ScaleByAdamState]:
+        count = optax.safe_increment(state.count)
+        moments = (
+            optax.tree.update_moment(grads, state.mu, b1, 1),
+            optax.tree.update_moment_per_elem_norm(grads, state.nu, b2, 2),
+        )
+        mu, nu = jax.lax.platform_dependent(
+            moments, cpu=jax.lax.optimization_barrier, default=lambda moments: moments
+        )
+        unbiased = (
+            optax.tree.bias_correction(mu, b1, count),
+            optax.tree.bias_correction(nu, b2, count),
+        )
+        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), *unbiased)
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(optax.scale_by_adam(b1, b2, eps).init, update)
 
 
 def _decoupled_decay(

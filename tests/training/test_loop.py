@@ -47,6 +47,12 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture
+def overflowing(make_run):
+    """A model none of whose steps is finite."""
+    return dataclasses.replace(make_run().model, init_std=1e30)
+
+
+@pytest.fixture
 def reference(make_run, finished, curve):
     """The losses of an uninterrupted run."""
     run = make_run(folder=str(finished / "run"))
@@ -160,9 +166,9 @@ def test_resuming_on_another_mesh_keeps_batches_and_losses(make_run, reference, 
     assert tokens == sorted(set(tokens))
 
 
-def test_nonfinite_steps_change_nothing_and_end_the_run(make_run, tmp_path):
+def test_nonfinite_steps_change_nothing_and_end_the_run(make_run, overflowing, tmp_path):
     folder = tmp_path / "run"
-    run = make_run(optimizer=AdamW(1e38, clip_norm=None), nonfinite_limit=3)
+    run = make_run(model=overflowing, nonfinite_limit=3)
     with pytest.raises(NonFiniteError, match=r"3 steps in a row.*learning_rate"):
         train(run, plain=True)
     assert status(folder)["status"] == "failed"
@@ -211,19 +217,21 @@ def test_a_missing_report_of_a_finished_run_is_written(make_run, reference, fini
     assert report.exists()
 
 
-def test_other_data_is_refused_before_there_is_a_checkpoint(make_run, corpus, tmp_path):
+def test_other_data_is_refused_before_there_is_a_checkpoint(
+    make_run, overflowing, corpus, tmp_path
+):
     folder = tmp_path / "run"
     with RunFolder(folder):
         pass
     with pytest.raises(NonFiniteError):
-        train(make_run(optimizer=AdamW(1e38, clip_norm=None)), plain=True)
+        train(make_run(model=overflowing), plain=True)
     assert status(folder)["step"] == 0
     swapped = {
         "train_data": PreparedData(str(corpus / "validation")),
         "validation_data": PreparedData(str(corpus / "train")),
     }
     for key in swapped:
-        other = make_run(optimizer=AdamW(1e38, clip_norm=None), **{key: swapped[key]})
+        other = make_run(model=overflowing, **{key: swapped[key]})
         named = {"train_data": "data", "validation_data": "validation"}[key]
         with pytest.raises(ValueError, match=rf"with other settings: .*{named}\."):
             train(other, plain=True)

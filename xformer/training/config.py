@@ -90,8 +90,8 @@ class Run:
         sample_prompts: Prompts to continue after the last step; an encoder-decoder answers them.
         sample_tokens: Most tokens of a continuation.
         sampling: How their tokens are chosen.
-        nonfinite_limit: The run stops after this many steps in a row whose loss, gradient or
-            update is not finite; such steps leave the state as it was.
+        nonfinite_limit: The run stops after this many steps in a row whose loss or gradient is not
+            finite; such steps leave the state as it was.
     """
 
     model: ModelConfig

@@ -47,7 +47,7 @@ from xformer.training.vocabulary import check_vocabulary
 
 
 class NonFiniteError(ValueError):
-    """Too many steps in a row had a loss, gradient or update that is not finite."""
+    """Too many steps in a row had a loss or gradient that is not finite."""
 
 
 @dataclass(frozen=True)
@@ -312,7 +312,7 @@ class _Trainer:
             )
         if progress.skipped_in_a_row >= self.run.nonfinite_limit:
             raise NonFiniteError(
-                f"the loss, gradient or update was not finite in {progress.skipped_in_a_row} "
+                f"the loss or gradient was not finite in {progress.skipped_in_a_row} "
                 f"steps in a row, up to step {self.step}; the weights are those from before. "
                 "Lower the optimizer's learning_rate or clip_norm, or raise Run.nonfinite_limit"
             )

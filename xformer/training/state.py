@@ -43,7 +43,7 @@ class Blueprint:
     Attributes:
         module: The model.
         head: What its hidden states are turned into.
-        optimizer: The optax transformation.
+        optimizer: The optax transformation; `update` may be told the gradients' global `norm`.
         mesh: The device mesh.
         shapes: The state as `jax.ShapeDtypeStruct`s, shardings included, as devices hold it: a
             vocabulary that the mesh does not divide is padded with zeros.
@@ -53,7 +53,7 @@ class Blueprint:
 
     module: Module
     head: Head
-    optimizer: optax.GradientTransformation
+    optimizer: optax.GradientTransformationExtraArgs
     mesh: Mesh
     shapes: TrainState
     axes: TrainState
@@ -186,17 +186,20 @@ def per_layer_optimizer(run: Run) -> bool:
     return run.execution.layers == "scan" and not run.optimizer.elementwise
 
 
-def _per_layer(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+def _per_layer(
+    optimizer: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
     """The optimizer applied to every layer of scanned stacks by itself."""
 
     def init(params: Any) -> Any:
         return optimizer.init(restack(params, "loop"))
 
-    def update(grads: Any, state: Any, params: Any) -> Any:
-        updates, state = optimizer.update(restack(grads, "loop"), state, restack(params, "loop"))
+    def update(grads: Any, state: Any, params: Any, **known: Any) -> Any:
+        grads, params = (restack(tree, "loop") for tree in (grads, params))
+        updates, state = optimizer.update(grads, state, params, **known)
         return restack(updates, "scan"), state
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _abstract_params(module: Module, head: Head) -> tuple[Any, Any]:

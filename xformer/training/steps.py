@@ -38,7 +38,8 @@ class StepMetrics:
         tokens: Number of scored tokens.
         gradient_norm: Global norm of the gradient, before clipping.
         learning_rate: Learning rate of the step; steps that changed nothing do not advance it.
-        finite: Whether loss, gradient and update were finite; if not, the step changed nothing.
+        finite: Whether loss and gradient were finite, and so the update; if not, the step changed
+            nothing.
     """
 
     loss: Float[Array, ""]
@@ -150,16 +151,23 @@ def train_step(
     else:
         grads, sums, outputs = _accumulate(gradient, state.params, batch, key, accumulation_steps)
     count = jnp.maximum(sums.tokens, 1.0)
-    grads = jax.tree.map(lambda g: g / (count * scale), grads)
-    norm = optax.tree.norm(grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    sizes = jnp.stack([sums.loss, norm, optax.tree.norm(updates)])
-    finite = jnp.isfinite(sizes).all()
-    params = optax.apply_updates(state.params, updates)
-    params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old),
-        (params, opt_state),
-        (state.params, state.opt_state),
+    norm = optax.tree.norm(grads) / (count * scale)
+    finite = jnp.isfinite(sums.loss) & jnp.isfinite(norm)
+
+    def take() -> tuple[Any, Any]:
+        means = jax.tree.map(lambda g: g * (1.0 / (count * scale)), grads)
+        update = optax.with_extra_args_support(optimizer).update
+        updates, opt_state = update(means, state.opt_state, state.params, norm=norm)
+        return optax.apply_updates(state.params, updates), opt_state
+
+    def choose() -> tuple[Any, Any]:
+        old = (state.params, state.opt_state)
+        return jax.tree.map(lambda one, other: jnp.where(finite, one, other), take(), old)
+
+    # CPUs would have old and new numbers in memory at once; others make one pass for both.
+    params, opt_state = jax.lax.platform_dependent(
+        cpu=lambda: jax.lax.cond(finite, take, lambda: (state.params, state.opt_state)),
+        default=choose,
     )
     metrics = StepMetrics(
         loss=sums.loss / count,
