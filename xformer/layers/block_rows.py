@@ -333,8 +333,8 @@ class _Steps:
             ends = x.ends[:, :, None]
             ends = jnp.broadcast_to(ends, (*ends.shape[:2], self.per_row, *ends.shape[3:]))
             parts = [ends, _windows(near)]
-            if random_NMR is not None and x.source is not None:
-                parts.append(_take(x.source, random_NMR))
+            if random_NMR is not None:
+                parts.append(self._take_random(x, random_NMR))
             return _side_by_side(jnp.concatenate(parts, axis=3))
 
         rows_M1 = first + self.offset + jnp.arange(self.per_row)[:, None]
@@ -356,6 +356,18 @@ class _Steps:
         if random_NMR is not None and source is not None:
             source = self._add_random(source, random_NMR, part_2BNMHRW[..., 5:, :])
         return _Blocks(near, ends, source)
+
+    def _take_random(self, x: _Blocks, random_NMR: Array) -> Array:
+        """The random blocks; a CPU that has the row needs no copy of it by head to read some."""
+
+        def by_head(x: _Blocks, blocks_NMR: Array) -> Array:
+            return _take(x.source, blocks_NMR, heads=1)
+
+        def by_token(x: _Blocks, blocks_NMR: Array) -> Array:
+            return _take(x.near, blocks_NMR, heads=3)
+
+        cpu = by_head if self.halo else by_token
+        return lax.platform_dependent(x, random_NMR, cpu=cpu, default=by_head)
 
     def _add_random(self, d_2NMBHW: Array, random_NMR: Array, part_2BNMHRW: Array) -> Array:
         """Adds to the blocks that random ones lie among."""
@@ -492,13 +504,13 @@ def _windows(x_BNMWH: Array) -> Array:
     return jnp.stack([x_BNMWH[:, :, i : i + rows] for i in range(3)], axis=3)
 
 
-def _take(x_BNMWH: Array, blocks_NMR: Array) -> Array:
-    """Some blocks of each head, all of which there are, (B, N, M, R, W, H)."""
+def _take(x: Array, blocks_NMR: Array, heads: int) -> Array:
+    """Some of all blocks, by head: from B, M, W, H and an axis of heads to (B, N, M, R, W, H)."""
 
     def take(x_BMWH: Array, blocks_MR: Array) -> Array:
         return x_BMWH.at[:, blocks_MR].get(mode="promise_in_bounds")
 
-    return jax.vmap(take, in_axes=(1, 0), out_axes=1)(x_BNMWH, blocks_NMR)
+    return jax.vmap(take, in_axes=(heads, 0), out_axes=1)(x, blocks_NMR)
 
 
 def _add_blocks(d_2NMBHW: Array, blocks_NMR: Array, part_2BNMHRW: Array) -> Array:
