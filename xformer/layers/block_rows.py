@@ -333,8 +333,8 @@ class _Steps:
             ends = x.ends[:, :, None]
             ends = jnp.broadcast_to(ends, (*ends.shape[:2], self.per_row, *ends.shape[3:]))
             parts = [ends, _windows(near)]
-            if random_NMR is not None:
-                parts.append(self._take_random(x, random_NMR))
+            if random_NMR is not None and x.source is not None:
+                parts.append(self._take_random(x.near, x.source, random_NMR))
             return _side_by_side(jnp.concatenate(parts, axis=3))
 
         rows_M1 = first + self.offset + jnp.arange(self.per_row)[:, None]
@@ -357,17 +357,17 @@ class _Steps:
             source = self._add_random(source, random_NMR, part_2BNMHRW[..., 5:, :])
         return _Blocks(near, ends, source)
 
-    def _take_random(self, x: _Blocks, random_NMR: Array) -> Array:
+    def _take_random(self, near_BMWNH: Array, source_BNMWH: Array, random_NMR: Array) -> Array:
         """The random blocks; a CPU that has the row needs no copy of it by head to read some."""
 
-        def by_head(x: _Blocks, blocks_NMR: Array) -> Array:
-            return _take(x.source, blocks_NMR, heads=1)
+        def by_head(near_BMWNH: Array, source_BNMWH: Array, blocks_NMR: Array) -> Array:
+            return _take(source_BNMWH, blocks_NMR, heads=1)
 
-        def by_token(x: _Blocks, blocks_NMR: Array) -> Array:
-            return _take(x.near, blocks_NMR, heads=3)
+        def by_token(near_BMWNH: Array, source_BNMWH: Array, blocks_NMR: Array) -> Array:
+            return _take(near_BMWNH, blocks_NMR, heads=3)
 
-        cpu = by_head if self.halo else by_token
-        return lax.platform_dependent(x, random_NMR, cpu=cpu, default=by_head)
+        arrays, cpu = (near_BMWNH, source_BNMWH, random_NMR), by_head if self.halo else by_token
+        return lax.platform_dependent(*arrays, cpu=cpu, default=by_head)
 
     def _add_random(self, d_2NMBHW: Array, random_NMR: Array, part_2BNMHRW: Array) -> Array:
         """Adds to the blocks that random ones lie among."""
