@@ -160,11 +160,11 @@ def test_the_command_says_what_it_does_and_names_its_cases():
 def measured(tmp_path_factory):
     """Small cases of every family, from the command line."""
     folder = tmp_path_factory.mktemp("peers")
-    (folder / "page.md").write_text(
-        "<!-- peers.py writes from here -->\n<!-- to here -->", encoding="utf-8"
-    )
+    for name in ("page.md", "brief.md"):
+        marks = "<!-- peers.py writes from here -->\n<!-- to here -->"
+        (folder / name).write_text(marks, encoding="utf-8")
     options = ["--quick", "--runs", "1", "--json", folder / "all.json", "--keep"]
-    options += ["--into", folder / "page.md", "--only", *CASES]
+    options += ["--into", folder / "page.md", "--brief", folder / "brief.md", "--only", *CASES]
     return folder, options, peers(*options)
 
 
@@ -181,14 +181,21 @@ def test_a_case_of_each_family_is_compared_and_timed(measured):
         assert all(goal["ratio"] > 0 for goal in one["goals"])
         assert f"{one['name']}: turn 1 of 1" in done.stderr
     assert done.stdout.strip() in (folder / "page.md").read_text()
+    brief = (folder / "brief.md").read_text()
+    wanted = [goal for one in found["cases"] for goal in one["goals"] if goal["at_least"]]
+    assert brief.count("\n|") == 2 + len(wanted) and f"| {wanted[0]['ratio']:.2f}" in brief
 
 
 @pytest.mark.reference
 def test_what_was_measured_is_not_measured_again(measured):
     folder, options, first = measured
+    found = json.loads((folder / "all.json").read_text())
+    found["cases"][0]["date"], today = "2020-02-02", found["cases"][0]["date"]
+    (folder / "all.json").write_text(json.dumps(found))
     before = (folder / "all.json").read_bytes()
     again = peers(*options)
-    assert again.returncode == 0 and again.stdout == first.stdout and not again.stderr
+    assert again.returncode == 0 and not again.stderr
+    assert again.stdout == first.stdout.replace(today, f"2020-02-02 to {today}")
     assert (folder / "all.json").read_bytes() == before
     other = peers(*options[: -len(CASES) - 1], "--runs", "2", "--only", *CASES)
     assert other.returncode == 1 and "made with other runs; leave --keep out" in other.stderr

@@ -59,6 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="file for all figures, also after each case")
     parser.add_argument("--keep", action="store_true", help="leave out what --json holds already")
     parser.add_argument("--into", type=Path, help="document to write the table into, at its marks")
+    parser.add_argument("--brief", type=Path, help="document for the ratios alone, at its marks")
     parser.add_argument("--svg", type=Path, help="file for a picture of the ratios")
     parser.add_argument("--html", type=Path, help="file for a page of both")
     parser.add_argument("--worker", help=argparse.SUPPRESS)  # how a process is called
@@ -86,9 +87,9 @@ def main() -> None:
     if args.list:
         print("\n".join(f"{case.name}: {case.work}" for case in chosen))
         return
-    document = args.into.read_text(encoding="utf-8") if args.into else None
-    if document is not None:
-        reporting.put_into(document, "")  # refuses it before anything is measured
+    documents = {path: path.read_text(encoding="utf-8") for path in (args.into, args.brief) if path}
+    for text in documents.values():
+        reporting.put_into(text, "")  # refuses it before anything is measured
     facts = facts_of(args)
     records = kept(args.json, facts) if args.keep else {}
     left = [case for case in chosen if case.name not in records]
@@ -102,7 +103,9 @@ def main() -> None:
         if args.json:
             write_json(args.json, facts, list(records.values()))
     ordered = [records[name] for name in every.CASES if name in records]
-    report(ordered, facts, args, document)
+    days = sorted(record["date"] for record in ordered)  # what was kept is not of today
+    facts["date"] = " to ".join(dict.fromkeys((*days[:1], *days[-1:])))
+    report(ordered, facts, args, documents)
     if refused := [record["name"] for record in ordered if "refused" in record]:
         raise SystemExit(f"refused: {', '.join(refused)}")
 
@@ -159,16 +162,19 @@ def report(
     records: list[dict[str, Any]],
     facts: dict[str, Any],
     args: argparse.Namespace,
-    document: str | None,
+    documents: dict[Path, str],
 ) -> None:
     """Prints the table, and writes what is asked for."""
     content = reporting.document(records, facts)
     print(content)
-    if document is not None:
+    if args.into:
         if args.svg:
             place = os.path.relpath(args.svg, args.into.parent)
             content = f"![ratios of all rows as bars]({place})\n\n{content}"
-        write_atomic(args.into, reporting.put_into(document, content))
+        write_atomic(args.into, reporting.put_into(documents[args.into], content))
+    if args.brief:
+        content = reporting.brief(records, facts)
+        write_atomic(args.brief, reporting.put_into(documents[args.brief], content))
     if args.svg:
         write_atomic(args.svg, reporting.picture(records, "xformer beside its peers"))
     if args.html:

@@ -119,6 +119,20 @@ def document(records: Sequence[Record], machine: Record) -> str:
     return f"{where(machine)}.\n\n{markdown(HEAD, rows(records))}\n\n{listed}"
 
 
+def brief(records: Iterable[Record], machine: Record) -> str:
+    """What a document shows that has room for the ratios alone, of what there is a least for."""
+    lines = [
+        (
+            work,
+            f"{goal['peer']}, {_MEASURES[goal['measure']]}",
+            ratio(goal),
+            f"{goal['at_least']:.3g}",
+        )
+        for work, goal in wanted(records)
+    ]
+    return f"{where(machine)}.\n\n{markdown(('work', 'peer', 'ratio', 'wanted'), lines)}"
+
+
 def put_into(text: str, content: str) -> str:
     """Replaces what stands between the marks of a document.
 
