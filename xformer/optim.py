@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules, as values that build their optax counterparts."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -170,6 +170,8 @@ class _Optimizer:
 
     elementwise = True
     """Whether an element's update depends on that element alone (and the global norm)."""
+    decays: ClassVar[tuple[str, ...]] = ()
+    """Names of the fields that say what is left of a moment after a step."""
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -187,11 +189,10 @@ class _Optimizer:
             raise ValueError(
                 f"{name}.weight_decay must be from 0 to {_HIGHEST:g}, got {self.weight_decay}"
             )
-        for key in ("b1", "b2", "momentum"):
-            if not 0.0 <= getattr(self, key, 0.0) < 1.0:
-                raise ValueError(
-                    f"{name}.{key} must be at least 0 and below 1, got {getattr(self, key)}"
-                )
+        for key in self.decays:
+            decay = getattr(self, key)
+            if not 0.0 <= decay < 1.0:
+                raise ValueError(f"{name}.{key} must be at least 0 and below 1, got {decay}")
         if self.clip_norm is not None and not self.clip_norm > 0.0:
             raise ValueError(f"{name}.clip_norm must be positive or None, got {self.clip_norm}")
 
@@ -232,6 +233,8 @@ class AdamW(_Optimizer):
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
+
+    decays = ("b1", "b2")
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -292,6 +295,8 @@ class Lion(_Optimizer):
     b1: float = 0.9
     b2: float = 0.99
 
+    decays = ("b1", "b2")
+
     def _update(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
         return optax.lion(
             learning_rate, self.b1, self.b2, weight_decay=self.weight_decay, mask=decay_mask
@@ -309,6 +314,8 @@ class SGD(_Optimizer):
 
     momentum: float = 0.9
     nesterov: bool = False
+
+    decays = ("momentum",)
 
     def _update(self, learning_rate: optax.Schedule) -> optax.GradientTransformation:
         momentum = optax.trace(self.momentum, self.nesterov) if self.momentum else optax.identity()

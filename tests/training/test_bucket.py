@@ -201,6 +201,31 @@ def losses(folder):
     }
 
 
+STEPS = 24
+SAVING = (
+    f"Run.steps = {STEPS}",
+    "Run.log_every_steps = 1",
+    "Run.checkpoints = @Checkpoints()",
+    "Checkpoints.every_steps = 6",
+)
+
+
+def kill_half_way(process, folder):
+    """Kills a run that has taken half of its steps and has a checkpoint."""
+
+    def is_due():
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+            is_saved = any(one.get("event") == "checkpoint" for one in read_metrics(folder))
+            return is_saved and len(losses(folder)) >= STEPS // 2
+        return False  # it is being written
+
+    with process:
+        while process.poll() is None and not is_due():
+            time.sleep(0.05)
+        process.kill()
+        process.communicate()
+
+
 def test_run_goes_on_from_a_bucket_and_past_damage(write_run_file, run, start, tmp_path):
     folders = {name: tmp_path / name for name in ("whole", "killed", "elsewhere")}
     where = {"whole": "gs://bucket/whole", "killed": "gs://bucket/other"}
@@ -209,21 +234,14 @@ def test_run_goes_on_from_a_bucket_and_past_damage(write_run_file, run, start, t
         write_run_file(
             tmp_path / f"{name}.gin",
             folder,
-            "Run.steps = 24",
-            "Run.log_every_steps = 1",
-            "Run.checkpoints = @Checkpoints()",
-            "Checkpoints.every_steps = 6",
+            *SAVING,
             "Checkpoints.keep = 2",
             f"Checkpoints.folder = '{where[name]}'",
         )
     run(*train(tmp_path / "whole.gin"))
     expected = losses(folders["whole"])
 
-    with start(*train(tmp_path / "killed.gin")) as process:
-        while process.poll() is None and len(read(folders["killed"])) < len(expected) // 2:
-            time.sleep(0.05)
-        process.kill()
-        process.communicate()
+    kill_half_way(start(*train(tmp_path / "killed.gin")), folders["killed"])
     # Another machine, with nothing of the run but its config, goes on.
     run(*train(tmp_path / "elsewhere.gin"))
     found = losses(folders["elsewhere"])
@@ -287,11 +305,8 @@ def test_run_reads_a_corpus_in_a_bucket(write_run_file, shards, run, start, tmp_
         write_run_file(
             tmp_path / f"{name}.gin",
             folder,
-            "Run.steps = 24",
-            "Run.log_every_steps = 1",
+            *SAVING,
             "Run.eval_every_steps = 12",
-            "Run.checkpoints = @Checkpoints()",
-            "Checkpoints.every_steps = 6",
             corpus=places[name],
         )
     run(*train(tmp_path / "whole.gin"))
@@ -299,11 +314,7 @@ def test_run_reads_a_corpus_in_a_bucket(write_run_file, shards, run, start, tmp_
 
     # Begun on the disk, a run may go on from the bucket.
     on_disk = f"--gin.train/PreparedData.path='{shards}/train'"
-    with start(*train(tmp_path / "killed.gin", on_disk)) as process:
-        while process.poll() is None and len(read(folders["killed"])) < len(expected) // 2:
-            time.sleep(0.05)
-        process.kill()
-        process.communicate()
+    kill_half_way(start(*train(tmp_path / "killed.gin", on_disk)), folders["killed"])
     assert 0 < len(losses(folders["killed"])) < len(expected)
     run(*train(tmp_path / "killed.gin", "--gin.train/PreparedData.workers=1"))
     assert losses(folders["killed"]) == expected
@@ -327,13 +338,6 @@ def test_run_reads_a_corpus_in_a_bucket(write_run_file, shards, run, start, tmp_
     early = range(1, 7)  # before what is rounded in another order has grown
     values = [[float.fromhex(one[step]) for step in early] for one in (expected, found)]
     assert values[0] == pytest.approx(values[1], rel=1e-6) and found.keys() == expected.keys()
-
-
-def read(folder):
-    """The losses of a run that is being written."""
-    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
-        return losses(folder)
-    return {}
 
 
 def test_checkpoints_may_be_in_a_folder_of_their_own(make_run, tmp_path):
