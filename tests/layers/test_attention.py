@@ -17,6 +17,7 @@ from xformer.layers.attention import (
 )
 from xformer.layers.cache import LayerCache
 from xformer.layers.mask import Mask
+from xformer.layers.relative_bias import DistanceBias
 
 B, T, S, N, H = 2, 3, 5, 4, 6
 RNG = np.random.default_rng(0)
@@ -61,6 +62,14 @@ def test_dense_attention_is_the_formula(qkv, extra):
     np.testing.assert_allclose(out.context_BTNH, context, atol=1e-5)
     without = jax.eval_shape(functools.partial(dense_attention, mask=MASK, **extra), *qkv)
     assert without.probabilities_BNTS is None
+
+
+def test_dense_attention_adds_a_bias_by_distance(qkv):
+    values = normal(N, T + S - 1)
+    behind = np.arange(S)[None] - np.arange(T)[:, None]
+    out = attend(*qkv, mask=MASK, bias=DistanceBias(values))
+    weights, _ = expected(*qkv, bias=values[:, behind + T - 1][None])
+    np.testing.assert_allclose(out.probabilities_BNTS, weights, atol=1e-6)
 
 
 def test_dense_attention_that_may_read_nothing_reads_all_alike(qkv):

@@ -17,6 +17,7 @@ from xformer.layers import block_rows
 from xformer.layers.attention import AttentionCore, dense_attention
 from xformer.layers.block_sparse import BlockSparse, block_counts, pad_blocks
 from xformer.layers.mask import Mask
+from xformer.layers.relative_bias import DistanceBias
 from xformer.partitioning import MeshConfig, Rules, constraints, make_mesh
 
 B, N, H, W = 2, 3, 5, 4
@@ -196,12 +197,13 @@ def test_causal_attention_has_no_gradient_from_the_future(mask):
     assert np.diag(reach_TS).all() and reach_TS[:, 0].all() and reach_TS[-1].all()
 
 
-def test_a_bias_may_be_that_of_all_heads():
-    bias_TS = normal(5, BLOCKS * W, BLOCKS * W)
-    attend = functools.partial(linear, CORE, *qkv(BLOCKS * W), mask=MASKS["plan"])
-    one, all_heads = bias_TS[None, None], jnp.tile(bias_TS, (1, N, 1, 1))
-    assert_equal(attend(bias=one), attend(bias=all_heads))
-    assert abs(attend(bias=one) - attend()).max() > 0.1
+def test_a_bias_by_distance_is_added_beside_how_often_keys_are_read():
+    arrays, length = qkv(BLOCKS * W), BLOCKS * W
+    attend = functools.partial(linear, CORE, *arrays, mask=MASKS["plan"])
+    bias = DistanceBias(normal(5, N, 2 * length - 1))
+    alike = DistanceBias(jnp.ones((N, 2 * length - 1)))
+    assert_equal(attend(bias=alike), attend())
+    assert abs(attend(bias=bias) - attend()).max() > 0.1
 
 
 @pytest.mark.parametrize("attend", [linear, defined])

@@ -1,7 +1,8 @@
 """Multi-head attention: projections around a core that can be exchanged.
 
-A core is a function of the signature of `dense_attention`. Masks reach it as descriptions
-(`xformer.layers.mask.Mask`), so that a core that needs no array of size T x S never makes one.
+A core is a function of the signature of `dense_attention`. Masks and biases reach it as
+descriptions (`xformer.layers.mask.Mask`, `xformer.layers.relative_bias.DistanceBias`), so that a
+core that needs no array of size T x S never makes one.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from xformer.layers.cache import LayerCache
 from xformer.layers.dropout import dropout
 from xformer.layers.linear import Linear
 from xformer.layers.mask import Mask
+from xformer.layers.relative_bias import DistanceBias
 
 
 @struct.dataclass
@@ -45,7 +47,7 @@ class AttentionCore(Protocol):
         v_BSNH: Float[Array, "B S N H"],
         *,
         mask: Mask,
-        bias: Float[Array, "_ #N T S"] | None,
+        bias: DistanceBias | None,
         head_mask_N: Float[Array, " N"] | None,
         dropout_rate: float,
         key: PRNGKeyArray | None,
@@ -61,7 +63,7 @@ def dense_attention(
     v_BSNH: Float[Array, "B S N H"],
     *,
     mask: Mask,
-    bias: Float[Array, "_ #N T S"] | None = None,
+    bias: DistanceBias | Float[Array, "_ #N T S"] | None = None,
     head_mask_N: Float[Array, " N"] | None = None,
     dropout_rate: float = 0.0,
     key: PRNGKeyArray | None = None,
@@ -77,7 +79,7 @@ def dense_attention(
         k_BSNH: Keys.
         v_BSNH: Values.
         mask: Who may read whom.
-        bias: Added to the scores.
+        bias: Added to the scores; this core takes an array too.
         head_mask_N: Factor on the probabilities of each head.
         dropout_rate: Probability of dropping a probability.
         key: Random key of the dropout; None means evaluation.
@@ -87,6 +89,8 @@ def dense_attention(
         The context in the values' dtype, and the probabilities on request.
     """
     scores_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSNH, preferred_element_type=jnp.float32)
+    if isinstance(bias, DistanceBias):
+        bias = bias.materialize(q_BTNH.shape[1])
     if bias is not None:
         scores_BNTS = scores_BNTS + bias.astype(jnp.float32)
     allowed = mask.materialize(q_BTNH.shape[1], k_BSNH.shape[1])

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from xformer.layers.attention import CoreOutput, dense_attention
 from xformer.layers.block_rows import Given, Reading, attend_in_blocks
 from xformer.layers.mask import Mask
+from xformer.layers.relative_bias import DistanceBias
 from xformer.layers.sharding import mesh_axes
 
 MIN_BLOCKS = 3  # the two global blocks and one between them
@@ -118,7 +119,7 @@ class BlockSparse:
         v_BSNH: Float[Array, "B S N H"],
         *,
         mask: Mask,
-        bias: Float[Array, "_ #N T S"] | None = None,
+        bias: DistanceBias | None = None,
         head_mask_N: Float[Array, " N"] | None = None,
         dropout_rate: float = 0.0,
         key: PRNGKeyArray | None = None,
@@ -139,13 +140,15 @@ class BlockSparse:
         decodes = mask.query_start is not None or length != key_length
         self._check(key_length, decodes, mask.random_blocks_NMR)
         if return_probabilities or bias is not None or decodes:
-            shares_BNTS = self._shares(mask, length, key_length)[None]
+            bias_BNTS = self._shares(mask, length, key_length)[None]
+            if bias is not None:
+                bias_BNTS = bias.materialize(length) + bias_BNTS
             out = dense_attention(
                 q_BTNH,
                 k_BSNH,
                 v_BSNH,
                 mask=mask,
-                bias=shares_BNTS if bias is None else bias + shares_BNTS,
+                bias=bias_BNTS,
                 head_mask_N=head_mask_N,
                 dropout_rate=dropout_rate,
                 key=key,

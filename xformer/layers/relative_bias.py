@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from flax.typing import Initializer
 from jaxtyping import Array, Float, Int
 
@@ -51,6 +52,22 @@ def relative_buckets(
     return buckets_R
 
 
+@struct.dataclass
+class DistanceBias:
+    """A bias for each distance and head, turned into an array of T x S only where one is needed.
+
+    Attributes:
+        by_distance_NC: What is added to the scores, from the last query with the first key, which
+            is farthest behind it, to the first query with the last key, so that C = T + S - 1.
+    """
+
+    by_distance_NC: Float[Array, "N C"]
+
+    def materialize(self, length: int) -> Float[Array, "1 N T S"]:
+        """The biases of all pairs, for `length` queries, T."""
+        return diagonals(self.by_distance_NC, length)[None]
+
+
 class RelativeBias(nn.Module):
     """A learned bias for each bucket of distances and each head.
 
@@ -71,8 +88,8 @@ class RelativeBias(nn.Module):
     @nn.compact
     def __call__(
         self, length: int, key_length: int, start: Int[Array, ""] | None = None
-    ) -> Float[Array, "1 N T S"]:
-        """Computes the biases of neighbouring queries.
+    ) -> DistanceBias:
+        """Looks up the biases of neighbouring queries.
 
         Args:
             length: Number of queries, T.
@@ -100,7 +117,7 @@ class RelativeBias(nn.Module):
         near_C = jax.lax.dynamic_slice_in_dim(
             jnp.asarray(buckets_R), first, length + key_length - 1
         )
-        return diagonals(table_PN[near_C].T, length)[None]
+        return DistanceBias(table_PN[near_C].T)
 
 
 def diagonals(values_NC: Float[Array, "N C"], rows: int) -> Float[Array, "N T S"]:
