@@ -2,7 +2,14 @@
 
 import pytest
 
-from xformer.layers.kernels import block_gpu_kernels, block_sparse, block_tpu_fetch
+from xformer.layers.kernels import (
+    block_gpu_kernels,
+    block_sparse,
+    block_tpu_fetch,
+    dense,
+    dense_gpu,
+    dense_tpu,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -17,7 +24,13 @@ def small_steps(monkeypatch):
     monkeypatch.setattr(block_tpu_fetch, "KEYS", 32)
     monkeypatch.setattr(block_tpu_fetch, "READERS", 2)
     monkeypatch.setattr(block_gpu_kernels, "PER_PROGRAM", 3)
-    monkeypatch.setattr(block_sparse, "_KERNELS", {})  # nothing but what is interpreted is traced
-    block_sparse._traced_once.clear_cache()  # traced with other numbers
+    for module in (dense_tpu, dense_gpu):
+        monkeypatch.setattr(module, "LEAST", 16)
+        monkeypatch.setattr(module, "MOST", 32)
+    for module in (block_sparse, dense):
+        # Nothing but what is interpreted is traced, and nothing that was traced with other numbers.
+        monkeypatch.setattr(module, "_KERNELS", {})
+        module._traced_once.clear_cache()
     yield
-    block_sparse._traced_once.clear_cache()
+    for module in (block_sparse, dense):
+        module._traced_once.clear_cache()

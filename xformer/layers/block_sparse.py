@@ -173,12 +173,7 @@ class BlockSparse:
         key: PRNGKeyArray | None,
     ) -> CoreOutput:
         """The context in linear time and memory."""
-        queries_BT, keys_BT = mask.query_segments_BT, mask.key_segments_BS
-        if queries_BT is None or keys_BT is None:
-            queries_BT = keys_BT = None
-        if mask.key_valid_BS is not None:
-            keys_BT = jnp.where(mask.key_valid_BS, 1 if keys_BT is None else keys_BT, 0)
-        given = Given(mask.random_blocks_NMR, queries_BT, keys_BT)
+        given = Given(mask.random_blocks_NMR, *mask.segments())
         repeats = self.num_random_blocks if mask.random_blocks_NMR is None else 0
         axes = _token_axes(q_BTNH.shape[1] // self.block_size)
         reading = Reading(

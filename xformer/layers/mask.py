@@ -86,6 +86,20 @@ class Mask:
             allowed = allowed & part
         return allowed
 
+    def segments(self) -> tuple[Int[Array, "B T"] | None, Int[Array, "B S"] | None]:
+        """Documents and padding in one: documents of queries, and of keys with 0 for padding.
+
+        Returns:
+            The first is None if queries read the keys of all documents, and the second if there is
+            no padding either.
+        """
+        queries_BT, keys_BS = self.query_segments_BT, self.key_segments_BS
+        if queries_BT is None or keys_BS is None:
+            queries_BT = keys_BS = None
+        if self.key_valid_BS is not None:
+            keys_BS = jnp.where(self.key_valid_BS, 1 if keys_BS is None else keys_BS, 0)
+        return queries_BT, keys_BS
+
     def readers(self, length: int, key_length: int) -> Bool[Array, "B T"] | None:
         """Which queries of self-attention are tokens rather than padding.
 

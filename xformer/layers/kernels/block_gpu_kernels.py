@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from xformer.layers.kernels.block_dropout import Draw, factors, of_end, of_row, turned
 from xformer.layers.kernels.block_shape import NEAR, Shape
-from xformer.layers.kernels.block_tiles import LOWEST, Tokens, product, readable, score
+from xformer.layers.kernels.tiles import LOWEST, Tokens, product, readable, score
 
 PER_PROGRAM = 16  # blocks that a program takes a global block through
 

@@ -7,7 +7,6 @@ interpreted, which is slow and meant for tests.
 
 import dataclasses
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from xformer.layers.block_rows import Given, Reading
 from xformer.layers.kernels import block_gpu, block_tpu
 from xformer.layers.kernels.block_dropout import draws
+from xformer.layers.kernels.devices import by_platform, split
 from xformer.layers.sharding import dividing_axes
 
 _KERNELS = {"tpu": block_tpu, "cuda": block_gpu}
@@ -145,30 +145,14 @@ def _run(
             compute = functools.partial(getattr(kernels, name), task.reading, Given(*masks))
             return compute(*tokens, *stats, draws=drawn, interpret=interpret)
 
-        return lax.platform_dependent(
-            masks,
-            drawn,
-            tokens,
-            stats,
-            **{
-                platform: functools.partial(run, kernels, False)
-                for platform, kernels in _KERNELS.items()
-            },
-            default=functools.partial(run, _INTERPRETED, True),
-        )
+        return by_platform(run, _KERNELS, _INTERPRETED, masks, drawn, tokens, stats)
 
-    mesh = jax.sharding.get_abstract_mesh()
-    free = set(mesh.axis_names) - set(mesh.manual_axes)
-    if math.prod(mesh.shape[axis] for axis in free) == 1:
-        return on_device(masks, tokens, stats)
     of_rows, of_heads = PartitionSpec(task.rows), PartitionSpec(task.heads)
     of_tokens = PartitionSpec(task.rows, None, task.heads)
     of_stats = PartitionSpec(task.rows, task.heads)
-    run = jax.shard_map(
+    compute = split(
         on_device,
-        in_specs=((of_heads, of_rows, of_rows, PartitionSpec()), of_tokens, of_stats),
-        out_specs=of_tokens if stats else (of_tokens, of_stats),
-        axis_names=free,
-        check_vma=False,
+        ((of_heads, of_rows, of_rows, PartitionSpec()), of_tokens, of_stats),
+        of_tokens if stats else (of_tokens, of_stats),
     )
-    return run(masks, tokens, stats)
+    return compute(masks, tokens, stats)

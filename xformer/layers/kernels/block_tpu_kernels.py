@@ -13,15 +13,17 @@ from jaxtyping import Array
 
 from xformer.layers.kernels.block_dropout import factors, of_end, of_row, turned
 from xformer.layers.kernels.block_shape import NEAR, Shape
-from xformer.layers.kernels.block_tiles import (
+from xformer.layers.kernels.block_tpu_fetch import Blocks, per_all, per_step, source
+from xformer.layers.kernels.tiles import (
     LOWEST,
     Tokens,
+    as_column,
+    as_row,
     crossed,
     product,
     readable,
     score,
 )
-from xformer.layers.kernels.block_tpu_fetch import Blocks, per_all, per_step, source
 
 
 def read_all(shape: Shape, given: Any, out: Any, sums: Any, top: Any, total: Any, x: Any) -> None:
@@ -61,7 +63,7 @@ def read_all(shape: Shape, given: Any, out: Any, sums: Any, top: Any, total: Any
         out[...] = context.astype(out.dtype)
         sums_W1 = top[...] + jnp.log(total[...])
         for i in range(2):
-            sums[i] = _row(sums_W1[i * shape.width : (i + 1) * shape.width])
+            sums[i] = as_row(sums_W1[i * shape.width : (i + 1) * shape.width])
 
 
 def read_rows(shape: Shape, table: Any, given: Any, out: Any, sums: Any) -> None:
@@ -78,7 +80,7 @@ def read_rows(shape: Shape, table: Any, given: Any, out: Any, sums: Any) -> None
             weights_WS = weights_WS * tile.kept_WS
         read_WC = product(weights_WS.astype(kv_SC.dtype), kv_SC, 0)
         out[i] = (read_WC[:, shape.features :] / total_W1).astype(out.dtype)
-        sums[i] = _row(top_W1 + jnp.log(total_W1))
+        sums[i] = as_row(top_W1 + jnp.log(total_W1))
         for end, number in enumerate((0, shape.blocks - 1)):
 
             @pl.when(row == number)
@@ -99,7 +101,7 @@ def rows_back(shape: Shape, table: Any, given: Any, dq: Any, d_ends: Any) -> Non
     for i in range(per_step(shape)):
         row = pl.program_id(2) * per_step(shape) + i
         tile = _row_tile(shape, given, table, row, i)
-        stats = [_column(own.stats[i][k : k + 1]) for k in range(2)]
+        stats = [as_column(own.stats[i][k : k + 1]) for k in range(2)]
         q_WC, kv_SC = own.x[i], tile.listed_SC
         weights_WS, dscores_WS = _gradients(shape, q_WC, kv_SC, stats, tile)
         dq[i] = product(dscores_WS, kv_SC, 0)[:, : shape.features].astype(dq.dtype)
@@ -282,7 +284,7 @@ def _own_tokens(shape: Shape, blocks: list[tuple[Blocks, int, Any]]) -> Tokens:
     places = [inside_W1 + number * shape.width for _, _, number in blocks]
     segments = None
     if blocks[0][0].segments is not None:
-        segments = jnp.concatenate([_column(x.segments[i]) for x, i, _ in blocks], axis=0)
+        segments = jnp.concatenate([as_column(x.segments[i]) for x, i, _ in blocks], axis=0)
     return Tokens(jnp.concatenate(places, axis=0), segments)
 
 
@@ -301,17 +303,3 @@ def _listed_tokens(shape: Shape, listed: list[Any], numbers: list[Any]) -> Token
 
 def _listed_x(listed: list[Any]) -> Array:
     return jnp.concatenate([x.x[i] for x, i in listed], axis=0)
-
-
-def _column(x_1W: Array) -> Array:
-    """A row as a column."""
-    width = x_1W.shape[1]
-    rows, columns = (lax.broadcasted_iota(jnp.int32, (width, width), k) for k in range(2))
-    return jnp.where(rows == columns, x_1W, jnp.zeros_like(x_1W)).sum(1, keepdims=True)
-
-
-def _row(x_W1: Array) -> Array:
-    """A column as a row."""
-    width = x_W1.shape[0]
-    rows, columns = (lax.broadcasted_iota(jnp.int32, (width, width), k) for k in range(2))
-    return jnp.where(rows == columns, x_W1, jnp.zeros_like(x_W1)).sum(0, keepdims=True)

@@ -1,7 +1,7 @@
-"""What kernels of block-sparse attention compute on one tile, whatever fetched it.
+"""What kernels of attention compute on one tile, whatever fetched it.
 
-A tile is one block of queries against the keys that it reads, or one block of keys against the
-queries that read it. The block is "own", one token a row; the others are "listed" along the
+A tile is some queries against keys that they read, or some keys against the queries that read
+them. The first are "own", one token a row; the others are "listed" along the
 columns, and S counts their tokens. Arithmetic is float32, and products take the inputs' dtype.
 """
 
@@ -27,20 +27,20 @@ class Tokens(NamedTuple):
 
 
 def readable(
-    queries: Tokens, keys: Tokens, causal: bool, is_listed_1S: Bool[Array, "1 S"]
-) -> Bool[Array, "_ S"]:
+    queries: Tokens, keys: Tokens, causal: bool, is_there: Bool[Array, "_ _"]
+) -> Bool[Array, "_ _"]:
     """Which queries read which keys.
 
     Args:
         queries: The queries; own or listed. Without documents they read those of all.
         keys: The keys, the other side. Without documents all are read.
         causal: Whether a query reads only keys at its own place or before it.
-        is_listed_1S: False for columns that stand for nothing.
+        is_there: False for tokens of one side that stand for nothing.
 
     Returns:
         An array that broadcasts to the tile.
     """
-    allowed = is_listed_1S
+    allowed = is_there
     if causal:
         allowed = allowed & (keys.places <= queries.places)
     if keys.segments is not None:
@@ -53,7 +53,7 @@ def readable(
 def score(
     own_WC: Float[Array, "W C"],
     listed_SC: Float[Array, "S C"],
-    allowed: Bool[Array, "_ S"],
+    allowed: Bool[Array, "_ _"],
     share: Float[Array, "..."] | None = None,
 ) -> Float[Array, "W S"]:
     """Scores of a tile, the lowest number where nothing is read.
@@ -62,7 +62,7 @@ def score(
         own_WC: Queries or keys of the block.
         listed_SC: Keys or queries.
         allowed: Who reads whom.
-        share: Logarithms of how often keys are read, for all or each listed one; None is once.
+        share: Added to the scores: logarithms of how often keys are read, or biases.
 
     Returns:
         The scores.
@@ -83,3 +83,17 @@ def crossed(left_WS: Float[Array, "W S"], right_WC: Float[Array, "W C"]) -> Floa
     """`left_WS.T @ right_WC`, in float32."""
     dimensions = (((0,), (0,)), ((), ()))
     return lax.dot_general(left_WS, right_WC, dimensions, preferred_element_type=jnp.float32)
+
+
+def as_column(x_1W: Array) -> Array:
+    """A row as a column."""
+    width = x_1W.shape[1]
+    rows, columns = (lax.broadcasted_iota(jnp.int32, (width, width), k) for k in range(2))
+    return jnp.where(rows == columns, x_1W, jnp.zeros_like(x_1W)).sum(1, keepdims=True)
+
+
+def as_row(x_W1: Array) -> Array:
+    """A column as a row."""
+    width = x_W1.shape[0]
+    rows, columns = (lax.broadcasted_iota(jnp.int32, (width, width), k) for k in range(2))
+    return jnp.where(rows == columns, x_W1, jnp.zeros_like(x_W1)).sum(0, keepdims=True)
