@@ -1,17 +1,26 @@
 """Kernels are chosen by how a model is computed, and change none of its numbers."""
 
+import importlib.util
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import SingleDeviceSharding
 
+from xformer.layers.attention import dense_attention
+from xformer.layers.dense_cores import cudnn_attention
 from xformer.layers.execution import Execution
-from xformer.layers.heads import Base, MaskedLM
+from xformer.layers.heads import Base, CausalLM, ConditionalGeneration, MaskedLM
+from xformer.layers.mask import Mask
 from xformer.models.bigbird_config import BigBirdConfig
 from xformer.models.build import build
 from xformer.models.squeezebert_config import SqueezeBertConfig
 from xformer.models.umt5_config import UMT5Config
 from xformer.models.xglm import XGLMConfig
+from xformer.plan.flops import matrix_flops
+from xformer.plan.topology import Topology
 
 SIZES = {
     "vocab_size": 50,
@@ -45,22 +54,160 @@ def test_kernels_change_no_number():
     np.testing.assert_allclose(pallas, xla, rtol=0, atol=1e-5 * float(abs(xla).max()))
 
 
+def tokens(length, padding):
+    """Random tokens of two rows, padding (0) behind the second."""
+    drawn = np.random.default_rng(0).integers(2, 50, (2, length))
+    drawn[1, length - padding :] = 0
+    return jnp.asarray(drawn, jnp.int32)
+
+
+DENSE = {
+    "xglm": (
+        XGLMConfig(vocab_size=50, d_model=16, ffn_dim=16, num_layers=2, attention_heads=2),
+        CausalLM(),
+    ),
+    "squeezebert": (
+        SqueezeBertConfig(
+            vocab_size=50,
+            hidden_size=16,
+            embedding_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+        ),
+        MaskedLM(),
+    ),
+    "bigbird": (BigBirdConfig(**SIZES | {"attention_type": "original_full"}), MaskedLM()),
+    "umt5": (
+        UMT5Config(
+            vocab_size=50,
+            d_model=16,
+            d_kv=8,
+            d_ff=16,
+            num_layers=1,
+            num_decoder_layers=1,
+            num_heads=2,
+        ),
+        ConditionalGeneration(),
+    ),
+}
+
+
+@pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize("family", DENSE)
+def test_kernels_of_dense_attention_change_no_number(family):
+    config, head = DENSE[family]
+    ids = tokens(25, 6)
+    real = ids > 0
+    inputs = {"input_ids": ids, "attention_mask": real.astype(jnp.int32)}
+    if family == "umt5":
+        inputs |= {"decoder_input_ids": ids, "decoder_attention_mask": real.astype(jnp.int32)}
+    plain = build(config, head, Execution())
+    params = jax.jit(plain.init)(jax.random.key(0), **inputs)
+    found = []
+    for attention in ("xla", "pallas"):
+        module = build(config, head, Execution(attention=attention))
+
+        def loss(params, module=module):
+            logits = module.apply(params, **inputs).logits
+            return jnp.where(real[..., None], logits, 0).std(), logits
+
+        run = jax.jit(jax.grad(loss, has_aux=True)).trace(params)
+        assert ("pallas_call" in str(run.jaxpr)) == (attention == "pallas")
+        found.append(run.lower().compile()(params))
+    (xla_grads, xla), (grads, logits) = found
+    np.testing.assert_allclose(logits[real], xla[real], rtol=0, atol=1e-5 * float(abs(xla).max()))
+    highest = max(float(abs(x).max()) for x in jax.tree.leaves(xla_grads))
+    for x, y in zip(jax.tree.leaves(grads), jax.tree.leaves(xla_grads), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=2e-5 * highest)
+
+
+LOW = Execution("bfloat16", attention="cudnn")
+
+
 @pytest.mark.parametrize(
     "config, message",
     [
-        (XGLMConfig(), "kernels for block-sparse attention alone, and the XGLMConfig describes"),
-        (UMT5Config(), 'and the UMT5Config describes none; set it to "xla"'),
-        (BigBirdConfig(attention_type="original_full"), "the BigBirdConfig describes none"),
-        (SqueezeBertConfig(), "the SqueezeBertConfig describes none"),
+        (UMT5Config(), "does not compute biases by distance, which the UMT5Config describes; or"),
+        (
+            BigBirdConfig(),
+            "block-sparse attention, got BigBirdConfig.attention_type='block_sparse'",
+        ),
+        (
+            XGLMConfig(),
+            r"set XGLMConfig.attention_dropout to 0 \(got 0.1\); or set Execution.atten",
+        ),
+        (SqueezeBertConfig(), "set SqueezeBertConfig.attention_probs_dropout_prob to 0"),
+        (
+            XGLMConfig(attention_dropout=0.0, d_model=36, attention_heads=3),
+            "heads whose width is no multiple of 8 up to 128, got 12",
+        ),
     ],
-    ids=["xglm", "umt5", "bigbird", "squeezebert"],
+    ids=["umt5", "blocks", "xglm", "squeezebert", "width"],
 )
-def test_what_no_kernel_computes_is_refused(config, message):
+def test_what_cudnn_does_not_compute_is_refused(config, message):
     with pytest.raises(ValueError, match=message):
-        build(config, Base(), Execution(attention="pallas"))
+        build(config, Base(), LOW)
+
+
+def test_cudnn_is_refused_what_it_cannot_run_on():
+    message = r"Execution.attention='cudnn' needs 16-bit numbers.*set Execution.dtype = 'bfloat16'"
+    with pytest.raises(ValueError, match=message):
+        Execution(attention="cudnn")
+    with pytest.raises(
+        ValueError, match="needs NVIDIA GPUs, got devices of the platform 'cpu'; set"
+    ):
+        LOW.check_devices(jax.devices())
+    LOW.check_devices([SimpleNamespace(platform="gpu")])
+
+
+def attend_to_documents(x, segments, core=cudnn_attention):
+    mask = Mask(True, None, None, segments, segments)
+
+    def loss(x):
+        return (
+            core(x, x, x, mask=mask, head_mask_N=jnp.ones(2)).context_BTNH.astype(jnp.float32).std()
+        )
+
+    return jax.grad(loss)(x)
+
+
+def test_cudnn_leaves_what_it_does_not_compute_to_the_reference():
+    x, start = jnp.ones((1, 4, 2, 8), jnp.bfloat16), Mask(True, query_start=jnp.int32(0))
+    for options in ({"mask": start}, {"mask": Mask(), "return_probabilities": True}):
+        found, expected = (core(x, x, x, **options) for core in (cudnn_attention, dense_attention))
+        np.testing.assert_array_equal(found.context_BTNH, expected.context_BTNH)
+    with pytest.raises(ValueError, match='set Execution.attention to "pallas" or "xla"'):
+        cudnn_attention(x, x, x, mask=Mask(), dropout_rate=0.1, key=jax.random.key(0))
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda12_plugin") is None,
+    reason="needs JAX's CUDA plugin: pip install 'xformer-jax[cuda]'",
+)
+def test_cudnn_compiles_for_gpus():
+    place = SingleDeviceSharding(Topology.parse("h100:1x1").devices()[0])
+    x = jax.ShapeDtypeStruct((2, 256, 2, 64), jnp.bfloat16, sharding=place)
+    segments = jax.ShapeDtypeStruct((2, 256), jnp.int32, sharding=place)
+    run = jax.jit(attend_to_documents).trace(x, segments)
+    assert matrix_flops(run.jaxpr) == (2 + 5) * 2 * 2 * 2 * 256 * 256 * 64
+    assert "fmha" in run.lower().compile().as_text()
+
+
+@pytest.mark.skipif(
+    jax.default_backend() != "gpu", reason="needs a GPU, and JAX_PLATFORMS=cuda,cpu"
+)
+def test_cudnn_is_the_reference_on_a_gpu():
+    x = jax.random.normal(jax.random.key(0), (2, 256, 2, 64), jnp.bfloat16) / 4
+    segments = tokens(256, 0) // 17 + 1
+    found = jax.jit(attend_to_documents)(x, segments)
+    expected = attend_to_documents(x.astype(jnp.float32), segments, dense_attention)
+    np.testing.assert_allclose(
+        found.astype(jnp.float32), expected, rtol=0, atol=0.02 * float(abs(expected).max())
+    )
 
 
 def test_other_cores_are_refused():
-    message = r"Execution\.attention must be one of \('xla', 'pallas'\), got 'splash'"
+    message = r"Execution\.attention must be one of \('xla', 'pallas', 'cudnn'\), got 'splash'"
     with pytest.raises(ValueError, match=message):
         Execution(attention="splash")

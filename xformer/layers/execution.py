@@ -12,7 +12,7 @@ LAYER_MODES = ("loop", "scan")
 REMAT_POLICIES = ("none", "minimal", "full", "offload")
 HOST_MEMORY = "pinned_host"
 """The kind of memory, as JAX names it, that the policy "offload" moves activations to."""
-ATTENTION_CORES = ("xla", "pallas")
+ATTENTION_CORES = ("xla", "pallas", "cudnn")
 LARGE_VOCABULARY = 100_000
 CHUNK = 8192
 
@@ -32,9 +32,10 @@ class Execution:
             whole layer too, and what enters it waits in the host's memory, so that the device holds
             activations of hardly more than the layer that it computes; for "scan" alone, since
             compilers bring them back at once where the layers are unrolled).
-        attention: What computes block-sparse attention: "xla" (operations that XLA compiles for any
-            device) or "pallas" (kernels of our own for TPUs and GPUs; CPUs interpret them, slowly).
-            No other attention has kernels.
+        attention: What computes attention: "xla" (operations that XLA compiles for any device),
+            "pallas" (kernels of our own for TPUs and GPUs, in memory linear in the length; CPUs
+            interpret them, slowly) or "cudnn" (cuDNN on NVIDIA GPUs, for 16-bit dtypes, dense
+            attention without biases by distance, and no dropout of probabilities).
         vocabulary_chunk: Most tokens of the vocabulary that the loss scores at once, on each device
             that has a share of it; 0 scores all at once. Chunks take far less memory, and a fourth
             product with the table where a loss on all scores takes three, unless a device has no
@@ -70,6 +71,11 @@ class Execution:
                 "Execution.remat='offload' needs Execution.layers='scan', got "
                 f"{self.layers!r}; set Execution.layers = 'scan' or Execution.remat = 'full'"
             )
+        if self.attention == "cudnn" and self.dtype == "float32":
+            raise ValueError(
+                "Execution.attention='cudnn' needs 16-bit numbers, got Execution.dtype='float32'; "
+                "set Execution.dtype = 'bfloat16' or Execution.attention = 'pallas'"
+            )
         if self.vocabulary_chunk is not None and self.vocabulary_chunk < 0:
             raise ValueError(
                 "Execution.vocabulary_chunk must be None, 0 or a number of tokens, got "
@@ -92,11 +98,17 @@ class Execution:
             devices: The devices of a run, or those of a topology that is compiled for.
 
         Raises:
-            ValueError: if activations shall wait in memory that the devices lack; names the key.
+            ValueError: if activations shall wait in memory that the devices lack, or cuDNN shall
+                compute on other devices than NVIDIA's; names the key.
         """
+        devices = list(devices)
+        if self.attention == "cudnn" and devices[0].platform not in ("gpu", "cuda"):
+            raise ValueError(
+                "Execution.attention='cudnn' needs NVIDIA GPUs, got devices of the platform "
+                f"{devices[0].platform!r}; set Execution.attention = 'pallas' or 'xla'"
+            )
         if self.remat != "offload":
             return
-        devices = list(devices)
         # Devices of other processes, and GPUs that are compiled for, do not say what they have.
         found = {memory.kind for device in devices for memory in device.addressable_memories()}
         if found and HOST_MEMORY not in found:

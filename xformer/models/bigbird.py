@@ -38,10 +38,10 @@ from xformer.layers.attention import (
     AttentionOutput,
     MultiHeadAttention,
     ProjectionNames,
-    dense_attention,
 )
 from xformer.layers.cache import Cache, LayerCache
 from xformer.layers.checks import check_shape, check_tokens
+from xformer.layers.dense_cores import dense_core
 from xformer.layers.dropout import dropout, split_key
 from xformer.layers.embedding import TokenEmbedding, normal_but_padding
 from xformer.layers.execution import Execution
@@ -75,7 +75,7 @@ class BigBirdAttention(nn.Module):
 
     config: BigBirdConfig
     execution: Execution
-    core: AttentionCore = dense_attention
+    core: AttentionCore
 
     @nn.compact
     def __call__(
@@ -155,7 +155,8 @@ class BigBirdBlock(nn.Module):
         if config.add_cross_attention and self.is_initializing() and memory is None:
             memory = x_BTD  # parameters exist whether or not the first call uses them
         if memory is not None:
-            cross_attention = BigBirdAttention(config, self.execution, name="crossattention")(
+            core = dense_core(self.execution)
+            cross_attention = BigBirdAttention(config, self.execution, core, name="crossattention")(
                 x_BTD,
                 memory,
                 mask=context.encoder_mask,

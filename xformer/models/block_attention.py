@@ -6,9 +6,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from xformer.layers.attention import AttentionCore, dense_attention
+from xformer.layers.attention import AttentionCore
 from xformer.layers.block_plan import is_sparse, random_blocks
 from xformer.layers.block_sparse import BlockSparse
+from xformer.layers.dense_cores import dense_core
 from xformer.layers.execution import Execution
 
 ATTENTION_TYPES = ("block_sparse", "original_full")
@@ -44,7 +45,7 @@ class Choice(NamedTuple):
 
 
 def check_kernels(config: Any, execution: Execution) -> None:
-    """Checks that there are kernels for an architecture where they are asked for.
+    """Checks that what shall compute attention can compute that of an architecture.
 
     Args:
         config: A config of any family.
@@ -53,13 +54,25 @@ def check_kernels(config: Any, execution: Execution) -> None:
     Raises:
         ValueError: naming the key to change.
     """
-    if execution.attention == "xla":
+    if execution.attention != "cudnn":
         return
-    if getattr(config, "attention_type", None) != "block_sparse":
-        raise ValueError(
-            f'Execution.attention="{execution.attention}" has kernels for block-sparse attention '
-            f'alone, and the {type(config).__name__} describes none; set it to "xla"'
-        )
+    name = type(config).__name__
+    rates = ("attention_dropout", "attention_probs_dropout_prob")
+    rate = next((key for key in rates if getattr(config, key, 0.0) > 0.0), None)
+    if hasattr(config, "relative_attention_num_buckets"):
+        lacks = f"biases by distance, which the {name} describes"
+    elif getattr(config, "attention_type", None) == "block_sparse":
+        lacks = f"block-sparse attention, got {name}.attention_type='block_sparse'"
+    elif rate is not None:
+        lacks = f"dropout of probabilities; set {name}.{rate} to 0 (got {getattr(config, rate)})"
+    elif config.head_dim % 8 or config.head_dim > 128:
+        lacks = f"heads whose width is no multiple of 8 up to 128, got {config.head_dim}"
+    else:
+        return
+    raise ValueError(
+        f'Execution.attention="cudnn" does not compute {lacks}; or set Execution.attention to '
+        '"pallas" or "xla"'
+    )
 
 
 def choose_attention(config: BlockConfig, length: int, execution: Execution) -> Choice:
@@ -77,7 +90,7 @@ def choose_attention(config: BlockConfig, length: int, execution: Execution) -> 
     reach = None
     sparse = is_sparse(length, config.block_size, config.num_random_blocks)
     if config.attention_type == "original_full" or not sparse:
-        return Choice(dense_attention, plans, 1)
+        return Choice(dense_core(execution), plans, 1)
     if config.random_blocks == "fixed" and config.num_random_blocks:
         tables = [
             random_blocks(

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from xformer.layers.attention import AttentionOutput, MultiHeadAttention, ProjectionNames
 from xformer.layers.cache import Cache, LayerCache
 from xformer.layers.checks import check_shape
+from xformer.layers.dense_cores import dense_core
 from xformer.layers.dropout import dropout, split_key
 from xformer.layers.execution import Execution
 from xformer.layers.feedforward import feed_forward
@@ -67,6 +68,7 @@ class UMT5Attention(nn.Module):
             head_dim=config.d_kv,
             names=_NAMES,
             query_scale=1.0,
+            core=dense_core(self.execution),
             projection=functools.partial(_projection, config),
             use_bias=False,
             dropout_rate=config.dropout_rate,

@@ -31,6 +31,7 @@ from xformer.layers import heads
 from xformer.layers.attention import MultiHeadAttention, ProjectionNames
 from xformer.layers.cache import Cache
 from xformer.layers.checks import check_shape, check_tokens
+from xformer.layers.dense_cores import dense_core
 from xformer.layers.dropout import dropout, split_key
 from xformer.layers.embedding import TokenEmbedding, normal_but_padding
 from xformer.layers.execution import Execution
@@ -232,6 +233,7 @@ class XGLMBlock(nn.Module):
             head_dim=config.head_dim,
             names=_NAMES,
             query_scale=config.head_dim**-0.5,
+            core=dense_core(self.execution),
             dropout_rate=config.attention_dropout,
             dtype=self.execution.compute_dtype,
             kernel_init=nn.initializers.normal(config.init_std),

@@ -45,6 +45,10 @@ def _of_equation(equation: JaxprEqn) -> int:
             return _of_product(equation)
         case "conv_general_dilated":
             return _of_convolution(equation)
+        case "dot_product_attention_fwd_wrapper":  # cuDNN's, as the following
+            return 2 * _of_scores(equation)
+        case "dot_product_attention_bwd_wrapper":
+            return 5 * _of_scores(equation)
         case "scan":
             return params["length"] * sum(inner)
         case "while" if any(inner):
@@ -73,6 +77,12 @@ def _of_convolution(equation: JaxprEqn) -> int:
     kernel, out = _shape(equation.invars[1]), _shape(equation.outvars[0])
     outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
     return 2 * math.prod(out) * math.prod(kernel) // outputs
+
+
+def _of_scores(equation: JaxprEqn) -> int:
+    """The product of queries with keys, both by token."""
+    q_BTNH, k_BSNH = (_shape(operand) for operand in equation.invars[:2])
+    return 2 * math.prod(q_BTNH) * k_BSNH[1]
 
 
 def _shape(operand: Any) -> tuple[int, ...]:
