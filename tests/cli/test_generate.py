@@ -28,6 +28,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 FIXTURES = Path(__file__).parents[1] / "tokenization" / "fixtures"
 SHORT = ("--max-new-tokens", "6")
+WRITE = Writer.write
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +105,21 @@ def test_rows_of_a_file_keep_their_fields_and_come_in_batches(causal, output, tm
     ] == two
     output(causal, *common)
     assert [json.loads(line) for line in out.read_text().splitlines()] == two
+
+
+def test_weights_are_kept_as_the_flag_says(causal, output, tmp_path, monkeypatch, capsys):
+    written = []
+    monkeypatch.setattr(Writer, "write", lambda self, *a: written.append(self) or WRITE(self, *a))
+    (tmp_path / "rows.txt").write_text("The\n")
+    for weights in ("float32", "int8", "bfloat16"):
+        more = ("--file", tmp_path / "rows.txt", "-o", tmp_path / f"{weights}.jsonl")
+        output(causal, *more, *SHORT, "--weights", weights)
+    kernels = [w.params["model"]["layers"]["0"]["fc1"]["kernel"].dtype.name for w in written]
+    assert kernels == ["float32", "int8", "bfloat16"]
+    assert [w.module.execution.dtype for w in written] == ["float32", "float32", "bfloat16"]
+    with pytest.raises(SystemExit):
+        main(["generate", str(causal), "The", "--weights", "int4"])
+    assert "invalid choice: 'int4'" in capsys.readouterr().err
 
 
 def test_beams_come_best_first_with_their_scores(causal, output):

@@ -60,6 +60,20 @@ def test_eval_takes_bindings_for_the_command_alone(run_folder, capsys):
     np.testing.assert_allclose(*losses, rtol=1e-2)
 
 
+def test_eval_scores_the_weights_that_decoding_keeps(run_folder, capsys):
+    losses = {}
+    for weights in ("float32", "int8", "bfloat16"):
+        code, out = output_of(capsys, "eval", run_folder, "--json", "--weights", weights)
+        assert code == 0, out.err
+        losses[weights] = json.loads(out.out)["loss"]
+    assert len({*losses.values()}) == 3
+    np.testing.assert_allclose(losses["int8"], losses["float32"], rtol=2e-3)
+    code, out = output_of(
+        capsys, "generate", run_folder, "The", "--max-new-tokens", 3, "--weights", "int8"
+    )
+    assert code == 0 and out.out.startswith("The")
+
+
 def test_generate_continues_every_prompt(run_folder, capsys, monkeypatch):
     code, out = output_of(
         capsys, "generate", run_folder, "The", "def f", "--max-new-tokens", 5, "--json"

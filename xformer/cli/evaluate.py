@@ -4,6 +4,7 @@ A run on a task gives the task's metrics; one on text the loss and the perplexit
 
 Example:
   xformer eval runs/quickstart --data runs/quickstart-data/validation
+  xformer eval runs/quickstart --weights int8
 """
 
 import argparse
@@ -11,7 +12,12 @@ import dataclasses
 import json
 from typing import Any
 
-from xformer.cli.run_folder import add_run_argument, other_data, read_run
+from xformer.cli.run_folder import (
+    add_run_argument,
+    add_weights_argument,
+    other_data,
+    read_run,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batches", type=int, metavar="N", help="score at most N batches (all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_weights_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     config = read_run(args)
     from xformer.data.pipeline import read_tokenizer
     from xformer.data.tasks import TaskData
+    from xformer.generation.weights import decoding_execution, rounded_params
     from xformer.training.evaluation import Scorer
     from xformer.training.inference import load_trained
 
@@ -56,11 +64,15 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--batches must be at least 1, got {args.batches}")
     if args.batches is not None and isinstance(data, TaskData):
         raise ValueError("--batches is not for a task, whose metrics are those of whole files")
-    config = dataclasses.replace(config, validation_data=data, eval_batches=args.batches)
+    execution = decoding_execution(config.execution, args.weights)
+    config = dataclasses.replace(
+        config, validation_data=data, eval_batches=args.batches, execution=execution
+    )
     model = load_trained(config)
     if read_tokenizer(data).fingerprint() != model.tokenizer.fingerprint():
         raise ValueError("--data must be prepared with the run's tokenizer; it has another one")
-    scores = Scorer(model.run, model.plan, data)(model.params)
+    params = rounded_params(model.params, args.weights)
+    scores = Scorer(model.run, model.plan, data)(params)
     if args.json:
         print(json.dumps({"step": model.step, **scores}))
     else:

@@ -24,7 +24,12 @@ from typing import Any
 
 from xformer.cli.generation_settings import add_setting_arguments, chosen_settings, token_limits
 from xformer.cli.out_file import GrowingFile, check_writable
-from xformer.cli.run_folder import add_run_argument, read_run, refuse_several
+from xformer.cli.run_folder import (
+    add_run_argument,
+    add_weights_argument,
+    read_run,
+    refuse_several,
+)
 from xformer.cli.text_lines import STANDARD_INPUT, read_lines
 
 BATCH_SIZE = 16
@@ -62,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     parser.add_argument("--stream", action="store_true", help="print text while it is written")
     parser.add_argument("--batch-size", type=int, metavar="N", help=f"({BATCH_SIZE})")
+    add_weights_argument(parser)
     add_setting_arguments(parser)
 
 
@@ -156,7 +162,7 @@ def _open(args: argparse.Namespace) -> _Model:
         from xformer.training.samples import check_head
 
         check_head(config)
-        writer = functools.partial(_run_writer, config)
+        writer = functools.partial(_run_writer, config, args.weights)
         return _Model(config.model, GenerationConfig(), limited=False, writer=writer)
     refuse_several()
     if args.gin_bindings:
@@ -170,10 +176,11 @@ def _open(args: argparse.Namespace) -> _Model:
         settings = GenerationConfig.from_pretrained(path)
         said = parse_object(read_limited(path, MAX_BYTES), str(path))
     limited = said.get("max_length") is not None
-    return _Model(config, settings, limited, functools.partial(_folder_writer, folder, config))
+    writer = functools.partial(_folder_writer, folder, config, args.weights)
+    return _Model(config, settings, limited, writer)
 
 
-def _run_writer(config: Any, settings: Any, decoding: Any, prompts: list[str]) -> Any:
+def _run_writer(config: Any, weights: str, settings: Any, decoding: Any, prompts: list[str]) -> Any:
     """What writes with the newest checkpoint of a run."""
     from xformer.training.inference import load_trained
     from xformer.training.samples import run_writer
@@ -181,11 +188,11 @@ def _run_writer(config: Any, settings: Any, decoding: Any, prompts: list[str]) -
     trained = load_trained(config)
     tokenizer = trained.tokenizer
     limits = token_limits(settings, prompts, config.model, tokenizer)
-    return run_writer(trained.run, trained.params, tokenizer, decoding, *limits)
+    return run_writer(trained.run, trained.params, tokenizer, decoding, *limits, weights=weights)
 
 
 def _folder_writer(
-    folder: Path, config: Any, settings: Any, decoding: Any, prompts: list[str]
+    folder: Path, config: Any, weights: str, settings: Any, decoding: Any, prompts: list[str]
 ) -> Any:
     """What writes with a model folder."""
     from xformer.generation.writer import Writer
@@ -196,7 +203,7 @@ def _folder_writer(
     limits = token_limits(settings, prompts, config, tokenizer)
     answers = config.is_encoder_decoder
     auto = FlaxAutoModelForSeq2SeqLM if answers else FlaxAutoModelForCausalLM
-    model = auto.from_pretrained(folder)
+    model = auto.from_pretrained(folder).for_decoding(weights)
     return Writer(model.module, model.params, tokenizer, decoding, *limits)
 
 

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+WEIGHTS = ("float32", "bfloat16", "int8")
+"""Those of `generation.weights`, which costs an import that `--help` does not wait for."""
+
 # Every field is spelled out in the first: a default that changes later does not matter.
 _CONFIGS = ("operative.gin", "config.gin")
 
@@ -23,6 +26,21 @@ def add_run_argument(parser: argparse.ArgumentParser) -> None:
         "--gin.Execution.dtype='\"bfloat16\"'"
     )
     parser.set_defaults(gin_bindings=[])
+
+
+def add_weights_argument(parser: argparse.ArgumentParser) -> None:
+    """Gives a command the argument `--weights`.
+
+    Args:
+        parser: The command's parser.
+    """
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default="float32",
+        help="what matrices are kept as: float32 leaves them as they are; with bfloat16 all is "
+        "computed in it; int8 has a scale for each output channel (float32)",
+    )
 
 
 def read_run(args: argparse.Namespace) -> Any:

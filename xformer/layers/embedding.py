@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from xformer.layers.lookup import look_up
-from xformer.layers.parameter import with_axes
+from xformer.layers.parameter import scales, with_axes
 from xformer.layers.vocabulary import VocabularyScores
 
 
@@ -17,7 +17,7 @@ class TokenEmbedding(nn.Module):
     Attributes:
         vocab_size: Rows of the table.
         features: Width of a vector.
-        dtype: Compute dtype; the table is float32.
+        dtype: Compute dtype; the table is float32, or what decoding keeps it as.
         embedding_init: Initializer of the table.
         axis: Logical axis of the rows: "vocab", or "positions" for tables of positions and types.
     """
@@ -36,10 +36,17 @@ class TokenEmbedding(nn.Module):
             (self.vocab_size, self.features),
             jnp.float32,
         )
+        self.scale_V = scales(self, "embedding")
 
     def __call__(self, ids_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Looks up vectors. An id outside the table gives NaN, never another token's vector."""
-        return look_up(self.embedding, ids_BT, self.dtype, self.axis)
+        if self.scale_V is None:
+            return look_up(self.embedding, ids_BT, self.dtype, self.axis)
+        row_BTD, scale_BT1 = (
+            look_up(table, ids_BT, jnp.dtype("float32"), self.axis)
+            for table in (self.embedding, self.scale_V[:, None])
+        )
+        return (row_BTD * scale_BT1).astype(self.dtype)
 
     def scores(self, x_BTD: Float[Array, "B T D"], chunk: int | None = None) -> VocabularyScores:
         """What the scores of every token for hidden states are computed from.
@@ -51,7 +58,9 @@ class TokenEmbedding(nn.Module):
         Returns:
             The scores, in float32 once they are computed.
         """
-        return VocabularyScores(x_BTD.astype(self.dtype), self.embedding, chunk=chunk)
+        return VocabularyScores(
+            x_BTD.astype(self.dtype), self.embedding, scale_V=self.scale_V, chunk=chunk
+        )
 
 
 def normal_but_padding(std: float, padding_id: int) -> Initializer:

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax.typing import Initializer
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
-from xformer.layers.parameter import with_axes
+from xformer.layers.parameter import scales, with_axes
 from xformer.layers.sharding import gradient_dtype
 
 GROUPED_PRODUCT = "grouped_product"
@@ -25,7 +25,7 @@ class Linear(nn.Module):
         axes: Logical axes of the kernel, (input, output), None for one without a name; the bias
             carries the second.
         use_bias: Whether a bias is added.
-        dtype: Compute dtype; parameters are float32.
+        dtype: Compute dtype; parameters are float32, or what decoding keeps them as.
         output_dtype: Dtype that the product accumulates in and has; `dtype` if None.
         kernel_init: Initializer of the kernel. The bias starts at zero.
     """
@@ -47,7 +47,12 @@ class Linear(nn.Module):
             jnp.float32,
         )
         dtype = self.output_dtype or self.dtype
-        y = multiply(x.astype(self.dtype), kernel, dtype)
+        scale_O = scales(self, "kernel")
+        if scale_O is None:
+            y = multiply(x.astype(self.dtype), kernel, dtype)
+        else:
+            y = multiply(x.astype(self.dtype), kernel, jnp.dtype("float32"))
+            y = (y * scale_O.reshape((1,) * (y.ndim - 1) + (-1,))).astype(dtype)
         if not self.use_bias:
             return y
         bias = self.param(
@@ -125,7 +130,7 @@ class GroupedLinear(nn.Module):
 
 
 def multiply(
-    x: Float[Array, "*batch I"], kernel: Float[Array, "*G I O"], dtype: jnp.dtype
+    x: Float[Array, "*batch I"], kernel: Num[Array, "*G I O"], dtype: jnp.dtype
 ) -> Float[Array, "*batch O"]:
     """Multiplies the last axis with a kernel, or that of each leading group with its own.
 
@@ -134,7 +139,7 @@ def multiply(
 
     Args:
         x: Activations in the compute dtype, (..., inputs) or (groups, ..., inputs).
-        kernel: The kernel in float32.
+        kernel: The kernel in float32, or what decoding keeps it as.
         dtype: Dtype that the product accumulates in and has.
 
     Returns:
@@ -147,11 +152,45 @@ def multiply(
 
 
 def _multiply(dtype: jnp.dtype, x: Array, kernel: Array) -> Array:
+    if kernel.ndim == 2 and kernel.dtype == x.dtype == jnp.bfloat16:
+        return product_of_halves(x, kernel).astype(dtype)
     kernel = kernel.astype(x.dtype)
     if kernel.ndim == 2:
         return jnp.matmul(x, kernel, preferred_element_type=dtype)
     product = jnp.einsum("GBTD,GDF->GBTF", x, kernel, preferred_element_type=dtype)
     return checkpoint_name(product, GROUPED_PRODUCT)
+
+
+def product_of_halves(
+    x: Float[Array, "*batch I"], matrix: Float[Array, "_ _"], axis: int = 0
+) -> Float[Array, "*batch O"]:
+    """Multiplies bfloat16 with a matrix that is kept in it, into float32.
+
+    CPUs make a float32 copy of a matrix that one row is multiplied with, and of one whose product
+    is bfloat16; of two rows and a product in float32 they make none.
+
+    Args:
+        x: Activations.
+        matrix: The matrix.
+        axis: The axis of the matrix that is summed over.
+
+    Returns:
+        The product in float32.
+    """
+
+    def many(x_RI: Array, matrix: Array) -> Array:
+        sides = ((1,), (axis,)), ((), ())
+        return lax.dot_general(x_RI, matrix, sides, preferred_element_type=jnp.float32)
+
+    def pair(x_RI: Array, matrix: Array) -> Array:
+        return many(jnp.concatenate([x_RI, x_RI]), matrix)[:1]
+
+    x_RI = x.reshape(-1, x.shape[-1])
+    if len(x_RI) > 1:
+        y_RO = many(x_RI, matrix)
+    else:
+        y_RO = lax.platform_dependent(x_RI, matrix, cpu=pair, default=many)
+    return y_RO.reshape(*x.shape[:-1], -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from xformer.layers.sharding import ways
 from xformer.layers.table_shards import TableShards
@@ -27,13 +27,13 @@ class _Form(NamedTuple):
 
 
 def look_up(
-    table_VD: Float[Array, "V D"], ids_BT: Int[Array, "B T"], dtype: jnp.dtype, rows: str
+    table_VD: Num[Array, "V D"], ids_BT: Int[Array, "B T"], dtype: jnp.dtype, rows: str
 ) -> Float[Array, "B T D"]:
     """Looks up rows of a table.
 
     Args:
-        table_VD: The table, in float32; its gradient is too.
-        ids_BT: Row of each place; a number that is none gives NaN.
+        table_VD: The table, in float32; its gradient is too. Decoding keeps it as something else.
+        ids_BT: Row of each place; a number that is none gives NaN in a table of floats.
         dtype: Dtype of what is found.
         rows: Logical axis of the table's rows.
 

@@ -1,10 +1,11 @@
-"""Naming the axes of parameters."""
+"""Naming the axes of parameters, and finding the scales of those that are kept as integers."""
 
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 from flax.typing import Initializer
+from jaxtyping import Array, Float
 
 
 def with_axes(init: Initializer, axes: tuple[str | None, ...]) -> Callable[..., Any]:
@@ -19,3 +20,22 @@ def with_axes(init: Initializer, axes: tuple[str | None, ...]) -> Callable[..., 
         An initializer for `nn.Module.param`, which hands out the plain array.
     """
     return nn.with_logical_partitioning(init, axes)
+
+
+def scale_name(name: str) -> str:
+    """What the scales of a parameter are called, beside which they stand."""
+    return f"{name}_scale"
+
+
+def scales(module: nn.Module, name: str) -> Float[Array, " _"] | None:
+    """What the outputs of a matrix are multiplied with where decoding keeps it as int8.
+
+    Args:
+        module: The module whose parameter it is.
+        name: The parameter's name.
+
+    Returns:
+        A factor for each output channel of a kernel, or for each row of a table; None for a
+        parameter that is kept as it is.
+    """
+    return module.get_variable("params", scale_name(name))

@@ -31,7 +31,7 @@ def _sums(params: Any) -> list[jax.Array]:
     """Sums over the words of every leaf and over their squares."""
     words = []
     for leaf in jax.tree.leaves(params):
-        kind = jnp.uint16 if leaf.dtype.itemsize == 2 else jnp.uint32
+        kind = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
         bits = jax.lax.bitcast_convert_type(leaf, kind).astype(jnp.uint32)
         words += [bits.sum(), (bits * bits).sum()]  # modulo 2**32, in any order
     return words

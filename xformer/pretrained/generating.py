@@ -1,5 +1,7 @@
 """The documented `generate` of the drop-in classes."""
 
+import copy
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,9 +21,11 @@ from xformer.generation.decode import (
 from xformer.generation.decoders import Prompts
 from xformer.generation.decoding import Decoding
 from xformer.generation.search import Limits
+from xformer.generation.weights import decoding_execution, decoding_params
 from xformer.generation.writer import Writer, prompt_ids
 from xformer.hub import Source
-from xformer.pretrained.model import FlaxPreTrainedModel, Params
+from xformer.pretrained.model import FlaxPreTrainedModel
+from xformer.pretrained.parameters import Params, as_dicts
 from xformer.tokenization.base import PreTrainedTokenizerBase
 
 
@@ -49,6 +53,30 @@ class FlaxGenerationMixin(FlaxPreTrainedModel):
     @generation_config.setter
     def generation_config(self, generation_config: GenerationConfig) -> None:
         self._generation_config = generation_config
+
+    def for_decoding(self, weights: str, params: Params | None = None) -> "FlaxGenerationMixin":
+        """A copy of the model that keeps its weights in fewer bytes, for generating alone.
+
+        Args:
+            weights: What matrices are kept as: "bfloat16", in which the copy also computes, "int8",
+                with a scale for each output channel, or "float32", as they are.
+            params: The parameters; the model's own if None.
+
+        Returns:
+            The model. It computes what this one does to the rounding of its weights, and those of
+            int8 are neither saved nor trained.
+
+        Raises:
+            ValueError: if there are no such weights, some are missing, or they are int8 already.
+        """
+        execution = decoding_execution(self._execution, weights)
+        model = copy.copy(self)
+        model._config = dataclasses.replace(self._config)
+        model._execution, model._module = execution, None
+        model.dtype, model._is_initialized = execution.compute_dtype, True
+        given = self.params if params is None else self._complete(params)
+        model._params = decoding_params(as_dicts(given), weights)
+        return model
 
     def generate(
         self,

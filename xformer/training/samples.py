@@ -4,6 +4,7 @@ from typing import Any
 
 from xformer.generation.decoding import Decoding
 from xformer.generation.sampling import Sampling
+from xformer.generation.weights import decoding_execution, decoding_params
 from xformer.generation.writer import Writer
 from xformer.layers.heads import CausalLM, ConditionalGeneration
 from xformer.layers.stack import restack
@@ -54,6 +55,8 @@ def run_writer(
     decoding: Decoding,
     max_new_tokens: int,
     min_new_tokens: int = 0,
+    *,
+    weights: str = "float32",
 ) -> Writer:
     """What continues texts with a run's model.
 
@@ -64,18 +67,20 @@ def run_writer(
         decoding: How tokens are chosen.
         max_new_tokens: Most tokens of a continuation.
         min_new_tokens: Fewest.
+        weights: What matrices are kept as, one of `generation.weights.WEIGHTS`.
 
     Returns:
         The writer.
 
     Raises:
-        ValueError: if the run's head does not predict next tokens, or the limits are out of range.
+        ValueError: if the run's head does not predict next tokens, the limits are out of range, or
+            there are no such weights.
     """  # noqa: DOC502
     check_head(run)
     # Unrolled layers decode faster, and stacked parameters would be sliced for every token.
-    module = build(run.model, run.head, run.execution.looped())
-    looped = restack(params, "loop")
-    return Writer(module, looped, tokenizer, decoding, max_new_tokens, min_new_tokens)
+    module = build(run.model, run.head, decoding_execution(run.execution.looped(), weights))
+    kept = decoding_params(restack(params, "loop"), weights)
+    return Writer(module, kept, tokenizer, decoding, max_new_tokens, min_new_tokens)
 
 
 def check_head(run: Run) -> None:

@@ -1,0 +1,41 @@
+"""What the compiled loop does with weights for every token: nothing but multiply with them."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax.core import meta
+
+from xformer.generation.decode import compiled_search, prompts_of
+from xformer.generation.decoding import Decoding
+from xformer.generation.search import Limits
+from xformer.generation.weights import WEIGHTS, decoding_execution, decoding_params
+from xformer.layers.execution import Execution
+from xformer.layers.heads import CausalLM
+from xformer.models import build
+from xformer.models.xglm import XGLMConfig
+
+CONFIG = XGLMConfig(vocab_size=57, d_model=24, ffn_dim=40, num_layers=1, attention_heads=4)
+IDS = jnp.asarray([[5, 6, 7, 30], [8, 9, 10, 56]])
+
+
+def loop_bodies(text):
+    """The computations that loops of a compiled program repeat, without those that they call."""
+    names = set(re.findall(r"body=%([\w.-]+)", text))
+    return [part for part in re.split(r"\n(?=%|ENTRY)", text) if part[1:].split(" ")[0] in names]
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_the_loop_converts_no_weight(weights):
+    module = build(CONFIG, CausalLM(), decoding_execution(Execution(), weights))
+    drawn = meta.unbox(jax.jit(module.init)(jax.random.key(0), IDS)["params"])
+    params = decoding_params(drawn, weights)
+    limits = Limits(*(jnp.asarray(n, jnp.int32) for n in (0, 0, 8)))
+    search = compiled_search(module, 8, Decoding.of(CONFIG))
+    prompts = prompts_of(CONFIG, IDS)
+    program = search.lower(params, prompts, limits, jax.random.key(0)).compile().as_text()
+    bodies = loop_bodies(program)
+    assert any("while" in body or "fusion" in body for body in bodies)
+    made = r"= \w+\[(24,24|24,40|40,24|57,24)\]\S* (convert|fusion|copy)\("
+    assert not [line for body in bodies for line in body.splitlines() if re.search(made, line)]
