@@ -73,6 +73,40 @@ def test_grouped_linear_is_a_block_diagonal_product(groups, use_bias):
     np.testing.assert_allclose(y.astype(np.float32), x @ whole + bias * use_bias, atol=0.2)
 
 
+@pytest.mark.parametrize("features", [8, 12, 20])
+@pytest.mark.parametrize("dtype, atol", [("float32", 1e-5), ("bfloat16", 0.3)])
+def test_gradients_of_grouped_linear_are_those_of_its_groups(features, dtype, atol):
+    x, dy, bias = normal(2, 3, 12), normal(2, 3, features), normal(features)
+    kernel = normal(2, 6, features // 2)
+    module = GroupedLinear(features, ("embed", "mlp"), 2, True, jnp.dtype(dtype))
+
+    def by_module(params, x):
+        return apply(module, params, x)
+
+    _, pull = jax.vjp(by_module, {"kernel": kernel, "bias": bias}, x)
+    params, dx = pull(jnp.asarray(dy, dtype))
+    for group in range(2):
+        inputs, outputs = (np.split(array, 2, axis=-1)[group] for array in (x, dy))
+        dkernel = np.einsum("BTI,BTO->IO", inputs, outputs)
+        np.testing.assert_allclose(params["kernel"][group], dkernel, rtol=atol, atol=atol)
+        dinputs = np.split(np.asarray(dx, np.float32), 2, axis=-1)[group]
+        np.testing.assert_allclose(dinputs, outputs @ kernel[group].T, rtol=atol, atol=atol)
+    np.testing.assert_allclose(params["bias"], dy.sum((0, 1)), rtol=atol, atol=atol)
+
+
+@pytest.mark.parametrize(
+    "module", [Linear(8, ("embed", "mlp")), GroupedLinear(8, ("embed", "mlp"), 2)]
+)
+def test_an_activation_is_applied_to_the_sum(module):
+    x, bias = normal(1, 3, 4), normal(8)
+    shape = (4, 8) if isinstance(module, Linear) else (2, 2, 4)
+    params = {"kernel": normal(*shape), "bias": bias}
+    active = module.clone(activation=jnp.tanh)
+    np.testing.assert_allclose(
+        apply(active, params, x), np.tanh(apply(module, params, x)), rtol=1e-5
+    )
+
+
 def test_grouped_linear_has_an_axis_of_groups_and_draws_them_alike():
     module = GroupedLinear(16, ("embed", "mlp"), 4)
     assert axes_of(module, normal(1, 2, 8)) == {
@@ -198,6 +232,18 @@ REFERENCE_ACTIVATIONS = {
     "swish": lambda x: x / (1.0 + math.exp(-x)),
     "tanh": math.tanh,
 }
+
+
+def test_the_exact_gelu_keeps_its_precision_and_slope_in_bfloat16():
+    x = jnp.linspace(-6, 6, 241, dtype=jnp.bfloat16)
+    known = np.asarray(x, np.float64)
+    below = np.array([0.5 * math.erfc(-one / math.sqrt(2)) for one in known])
+    slope = below + known * np.exp(-0.5 * known**2) / math.sqrt(2 * math.pi)
+    gelu = ACTIVATIONS["gelu"]
+    found, found_slope = jax.jvp(gelu, (x,), (jnp.ones_like(x),))
+    assert found.dtype == found_slope.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(found, np.float64), known * below, rtol=2**-8, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(found_slope, np.float64), slope, rtol=2**-8, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

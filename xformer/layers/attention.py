@@ -88,7 +88,9 @@ def dense_attention(
     Returns:
         The context in the values' dtype, and the probabilities on request.
     """
-    scores_BNTS = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSNH, preferred_element_type=jnp.float32)
+    # Heads first: XLA's CPU compiler takes twice as long for products over heads in the middle.
+    q_BNTH, k_BNSH, v_BNSH = (x.swapaxes(1, 2) for x in (q_BTNH, k_BSNH, v_BSNH))
+    scores_BNTS = jnp.einsum("BNTH,BNSH->BNTS", q_BNTH, k_BNSH, preferred_element_type=jnp.float32)
     if isinstance(bias, DistanceBias):
         bias = bias.materialize(q_BTNH.shape[1])
     if bias is not None:
@@ -101,8 +103,8 @@ def dense_attention(
         weights_BNTS = weights_BNTS * head_mask_N.astype(jnp.float32)[None, :, None, None]
     weights_BNTS = weights_BNTS.astype(v_BSNH.dtype)
     dropped_BNTS = dropout(weights_BNTS, dropout_rate, key)
-    context_BTNH = jnp.einsum("BNTS,BSNH->BTNH", dropped_BNTS, v_BSNH)
-    return CoreOutput(context_BTNH, weights_BNTS if return_probabilities else None)
+    context_BNTH = jnp.einsum("BNTS,BNSH->BNTH", dropped_BNTS, v_BNSH)
+    return CoreOutput(context_BNTH.swapaxes(1, 2), weights_BNTS if return_probabilities else None)
 
 
 class ProjectionNames(NamedTuple):

@@ -1,5 +1,6 @@
 """The position-wise feed-forward network."""
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -11,8 +12,39 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from xformer.layers.dropout import dropout
 from xformer.layers.linear import Linear
 
+
+@jax.custom_jvp
+def exact_gelu(x: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """`x` times the probability that a normal variable is below it, computed in float32.
+
+    As published, by the error function: its complement, which `jax.nn.gelu` takes, needs three
+    times as long on CPUs. The backward pass keeps one array in the dtype of `x`, the slope.
+
+    Args:
+        x: Any numbers.
+
+    Returns:
+        As many of the same dtype.
+    """
+    y = x.astype(jnp.float32)
+    return (y * _below(y)).astype(x.dtype)
+
+
+@exact_gelu.defjvp
+def _exact_gelu_jvp(inputs: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = inputs, tangents
+    y = x.astype(jnp.float32)
+    slope = _below(y) + y * jnp.exp(-0.5 * y * y) * (2 * math.pi) ** -0.5
+    return exact_gelu(x), dx * slope.astype(x.dtype)
+
+
+def _below(x: Array) -> Array:
+    """The probability that a normal variable is below `x`."""
+    return 0.5 * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": exact_gelu,
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
     "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -119,8 +151,8 @@ class Intermediate(nn.Module):
             features=self.width,
             axes=("embed", "mlp"),
             dtype=self.dtype,
+            activation=ACTIVATIONS[self.activation],
             kernel_init=self.kernel_init,
             name="dense",
         )(x_BTD)
-        h_BTF = nn.with_logical_constraint(h_BTF, ("act_batch", "act_length", "act_mlp"))
-        return ACTIVATIONS[self.activation](h_BTF)
+        return nn.with_logical_constraint(h_BTF, ("act_batch", "act_length", "act_mlp"))

@@ -1,6 +1,7 @@
 """Projections along the last axis."""
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -28,6 +29,7 @@ class Linear(nn.Module):
         dtype: Compute dtype; parameters are float32, or what decoding keeps them as.
         output_dtype: Dtype that the product accumulates in and has; `dtype` if None.
         kernel_init: Initializer of the kernel. The bias starts at zero.
+        activation: Applied to the sum; None for none.
     """
 
     features: int
@@ -36,6 +38,7 @@ class Linear(nn.Module):
     dtype: jnp.dtype = jnp.dtype("float32")
     output_dtype: jnp.dtype | None = None
     kernel_init: Initializer = nn.initializers.lecun_normal()
+    activation: Callable[[Array], Array] | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
@@ -53,15 +56,15 @@ class Linear(nn.Module):
         else:
             y = multiply(x.astype(self.dtype), kernel, jnp.dtype("float32"))
             y = (y * scale_O.reshape((1,) * (y.ndim - 1) + (-1,))).astype(dtype)
-        if not self.use_bias:
-            return y
-        bias = self.param(
-            "bias",
-            with_axes(nn.initializers.zeros, self.axes[1:]),
-            (self.features,),
-            jnp.float32,
-        )
-        return y + bias.astype(dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+        if self.use_bias:
+            bias = self.param(
+                "bias",
+                with_axes(nn.initializers.zeros, self.axes[1:]),
+                (self.features,),
+                jnp.float32,
+            )
+            y = y + bias.astype(dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+        return y if self.activation is None else self.activation(y)
 
 
 class GroupedLinear(nn.Module):
@@ -80,6 +83,7 @@ class GroupedLinear(nn.Module):
         dtype: Compute dtype; parameters are float32.
         kernel_init: Initializer of the kernel, (groups, inputs, outputs of a group). The
             bias starts at zero.
+        activation: Applied to the sum, while the groups are in front; None for none.
     """
 
     features: int
@@ -88,6 +92,7 @@ class GroupedLinear(nn.Module):
     use_bias: bool = True
     dtype: jnp.dtype = jnp.dtype("float32")
     kernel_init: Initializer = nn.initializers.lecun_normal(batch_axis=0)
+    activation: Callable[[Array], Array] | None = None
 
     @nn.compact
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T F"]:
@@ -114,8 +119,8 @@ class GroupedLinear(nn.Module):
             (self.groups, width // self.groups, self.features // self.groups),
             jnp.float32,
         )
-        # Products of leading groups take two thirds of the time on CPUs, and XLA moves groups to
-        # the front once for the projections of a layer that follow each other.
+        # Products of leading groups take two thirds of the time on CPUs; projections that follow
+        # each other leave them in front.
         x_BTGD = x_BTD.astype(self.dtype).reshape(batch, length, self.groups, -1)
         y_GBTF = multiply(jnp.moveaxis(x_BTGD, 2, 0), kernel_GDF, self.dtype)
         if self.use_bias:
@@ -126,6 +131,8 @@ class GroupedLinear(nn.Module):
                 jnp.float32,
             )
             y_GBTF = y_GBTF + bias_F.astype(self.dtype).reshape(self.groups, 1, 1, -1)
+        if self.activation is not None:
+            y_GBTF = self.activation(y_GBTF)
         return jnp.moveaxis(y_GBTF, 0, 2).reshape(batch, length, self.features)
 
 
@@ -145,8 +152,8 @@ def multiply(
     Returns:
         The product.
     """
-    wanted = gradient_dtype()
-    if wanted in (None, x.dtype):
+    wanted = gradient_dtype() or x.dtype
+    if wanted == x.dtype and kernel.ndim == 2:
         return _multiply(dtype, x, kernel)
     return _multiply_apart(dtype, wanted, x, kernel)
 
@@ -209,19 +216,29 @@ def _backward(
 ) -> tuple[Array, Array]:
     """The gradients of activations and kernel, the latter as a product of its own."""
     x, kernel = saved
-    _, from_x = jax.vjp(lambda x: _multiply(dtype, x, kernel), x)
     groups = tuple(range(kernel.ndim - 2))
     places = tuple(range(len(groups), x.ndim - 1))
+    last = x.ndim - 1, kernel.ndim - 1
+    dx = lax.dot_general(
+        dy,
+        kernel.astype(x.dtype),
+        ((last[:1], last[1:]), (groups, groups)),
+        preferred_element_type=x.dtype,
+    )
     # No product is made in less than its operands have: who wants less, has less multiplied.
     operands = jnp.promote_types(x.dtype, dy.dtype)
     operands = min(operands, wanted, key=lambda one: jnp.dtype(one).itemsize)
+    # The narrower one first: XLA's CPU compiler computes it anew in another order.
+    is_turned = dy.shape[-1] < x.shape[-1]
+    first, second = (dy, x) if is_turned else (x, dy)
     dkernel = lax.dot_general(
-        x.astype(operands),
-        dy.astype(operands),
+        first.astype(operands),
+        second.astype(operands),
         ((places, places), (groups, groups)),
         preferred_element_type=wanted,
     )
-    return from_x(dy)[0], dkernel.astype(kernel.dtype)
+    dkernel = dkernel.swapaxes(-1, -2) if is_turned else dkernel
+    return dx, dkernel.astype(kernel.dtype)
 
 
 _multiply_apart.defvjp(_forward, _backward)
