@@ -162,6 +162,17 @@ def test_dropout_draws_by_place(kernels, monkeypatch):
 
 
 @SMALL
+@KERNELS
+def test_padding_reads_nothing_however_great_biases_are(kernels, monkeypatch):
+    monkeypatch.setattr(dense, "_INTERPRETED", kernels)
+    arrays, bias, mask = given("padding")
+    great = jax.tree.map(lambda x: x + 200, bias)  # whose exponential is no float32
+    run = jax.jit(functools.partial(gradients, attend_densely))
+    found = run(*arrays, bias=great, mask=mask)
+    assert_equal(found, run(*arrays, bias=bias, mask=mask), tolerance=1e-4)
+
+
+@SMALL
 def test_gradients_of_biases_are_shared_out_among_programs(monkeypatch):
     monkeypatch.setattr(dense, "_INTERPRETED", dense_gpu)
     arrays, bias, mask = given("documents of a decoder")
