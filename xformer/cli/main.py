@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import xformer
+from xformer.cli import huge_pages
 from xformer.files import check_mounted
 
 # Command -> (module, one line of help)
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
-        code = _dispatch([one for one in arguments if one != "--debug"])
+        code = _dispatch([one for one in arguments if one != "--debug"], argv is None)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -88,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(f"error: {_message(error)}", 2)
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _dispatch(arguments: list[str], is_process: bool) -> int:
+    """Runs a command; whether the process is there for it alone decides what may be done to it."""
     at = next((i for i, one in enumerate(arguments) if not one.startswith("-")), len(arguments))
     parser = _program_parser()
     parser.parse_args(arguments[:at])
@@ -103,6 +105,8 @@ def _dispatch(arguments: list[str]) -> int:
     module = importlib.import_module(COMMANDS[command][0])
     parsed = _parse(command, module, rest)
     if command in COMPILING:
+        if is_process:
+            huge_pages.use()
         importlib.import_module("xformer.cli.compiled_programs").keep()
     return module.run(parsed)
 

@@ -62,11 +62,13 @@ class Side:
         another: Whether it computes something else on purpose (a larger model, say), and its
             outputs are nobody else's.
         timed: Whether it is timed; if not, it is there for its outputs.
+        trains: Whether its process is one of `xformer train`, which asks for memory in huge pages.
     """
 
     build: Callable[[Setting], Program]
     another: bool = False
     timed: bool = True
+    trains: bool = False
 
 
 @dataclass(frozen=True)

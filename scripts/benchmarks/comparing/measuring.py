@@ -77,9 +77,9 @@ def run_case(
     with contextlib.ExitStack() as stack:
         workers: dict[str, Worker] = {}
         try:
-            for name in case.sides:
+            for name, side in case.sides.items():
                 say(f"{name} is built")
-                workers[name] = Worker(script, case.name, name, setting)
+                workers[name] = Worker(script, case.name, name, setting, trains=side.trains)
                 stack.callback(workers[name].stop)
             say("outputs are compared")
             outputs = {name: worker.outputs() for name, worker in workers.items()}

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from comparing.case import Program, Setting
+from xformer.cli import huge_pages
 
 _LOG_LINES = 30
 _PATIENCE_S = 3.0
@@ -35,7 +36,9 @@ class ProcessEnded(Exception):
 class Worker:
     """A process of one side of a case, or of the machine's limits."""
 
-    def __init__(self, script: Path, case: str, side: str, setting: Setting) -> None:
+    def __init__(
+        self, script: Path, case: str, side: str, setting: Setting, *, trains: bool = False
+    ) -> None:
         """Starts the process and waits until its program is built.
 
         Args:
@@ -43,11 +46,15 @@ class Worker:
             case: Name of the case.
             side: Name of the side.
             setting: What to build it for.
+            trains: As `Side` has it.
 
         Raises:
             ProcessEnded: if the process ends.
         """
         self._side = side
+        environment = _environment(setting)
+        if trains and setting.platform == "cpu":
+            environment = huge_pages.added(environment)
         asked = {"case": case, "side": side, **dataclasses.asdict(setting)}
         slug = "".join(letter if letter.isalnum() else "_" for letter in f"{case}_{side}")
         self._log = setting.folder / f"{slug}.log"
@@ -55,7 +62,7 @@ class Worker:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, str(script), "--worker", json.dumps(asked, default=str)],
-                env=_environment(setting),
+                env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
