@@ -81,6 +81,7 @@ def test_a_run_that_does_not_fit_is_planned_and_advised(plan_of):
     found = advice(load(QUICKSTART, list(large)).run, plan)
     assert [line for line in found if 'Execution.remat = "full" (now "none")' in line]
     assert [line for line in found if "Run.accumulation_steps = 2" in line]
+    assert [line for line in found if 'Execution.attention = "pallas"' in line]
     assert report.as_json(plan)["fits"] is False
 
 

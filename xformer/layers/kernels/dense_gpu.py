@@ -2,10 +2,10 @@
 
 A program takes a tile of its own tokens past the tiles of the others. Four kernels:
 
-- `_read`: contexts of queries, with a running softmax;
-- `_queries_back`: gradients of queries;
-- `_keys_back`: gradients of keys and values;
-- `_biases_back`: gradients of biases by distance. All tiles as far from each other have the same
+- `read`: contexts of queries, with a running softmax;
+- `queries_back`: gradients of queries;
+- `keys_back`: gradients of keys and values;
+- `biases_back`: gradients of biases by distance. All tiles as far from each other have the same
   biases, one along each diagonal, so a program adds up the score gradients of such tiles, and what
   is left to sum along diagonals is one tile for each distance in tiles.
 """
@@ -17,24 +17,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
+from xformer.layers.kernels.dense_gpu_kernels import biases_back, keys_back, queries_back, read
 from xformer.layers.kernels.dense_tiles import (
     Inputs,
     Shape,
     Side,
-    Softmax,
-    Tile,
     lengthened,
     lengthened_bias,
-    score_gradients,
     table_of,
-    words_of,
 )
-from xformer.layers.kernels.tiles import LOWEST, Tokens, product
+from xformer.layers.kernels.tiles import LOWEST
 from xformer.layers.relative_bias import diagonals
 
 LEAST, MOST = 16, 64  # tokens of a tile
@@ -57,7 +53,7 @@ def contexts(
         The contexts in the values' dtype, and the logarithms.
     """
     shape, given = _prepared(inputs, causal, dropout, interpret)
-    out_BTNH, sums_BNT = _call(shape, _read, given, 2, (inputs.v_BSNH.dtype, None))
+    out_BTNH, sums_BNT = _call(shape, read, given, 2, (inputs.v_BSNH.dtype, None))
     length, features = inputs.q_BTNH.shape[1], inputs.q_BTNH.shape[3]
     return out_BTNH[:, :length, :, :features], sums_BNT[:, :, :length]
 
@@ -82,9 +78,9 @@ def gradients(
         The first three in the inputs' dtype, the last in float32, None without biases.
     """
     shape, given = _prepared(inputs, causal, dropout, interpret)
-    (dq_BTNH,) = _call(shape, _queries_back, given, 3, (inputs.q_BTNH.dtype,))
+    (dq_BTNH,) = _call(shape, queries_back, given, 3, (inputs.q_BTNH.dtype,))
     dtypes = inputs.k_BSNH.dtype, inputs.v_BSNH.dtype
-    dk_BSNH, dv_BSNH = _call(shape, _keys_back, given, 4, dtypes, of_keys=True)
+    dk_BSNH, dv_BSNH = _call(shape, keys_back, given, 4, dtypes, of_keys=True)
     dbias_NC = None if inputs.bias_NC is None else _bias_gradient(shape, given)
     (_, length, _, features), key_length = inputs.q_BTNH.shape, inputs.k_BSNH.shape[1]
     dk_BSNH, dv_BSNH = (x[:, :key_length, :, :features] for x in (dk_BSNH, dv_BSNH))
@@ -125,84 +121,6 @@ def _prepared(
     return shape, {name: x for name, x in given.items() if x is not None}
 
 
-def _read(shape: Shape, given: Any, out: Any, sums: Any) -> None:
-    """Contexts of a tile of queries."""
-    side, own = shape.queries, pl.program_id(0)
-    q_WH = given["q"][_of_tile(side, own), :]
-    meet = _meeting(shape, False, given, own, _place(shape))
-
-    def visit(number: Array, softmax: Softmax) -> Softmax:
-        here = _of_tile(shape.keys, number)
-        return softmax.over(q_WH, given["k"][here, :], given["v"][here, :], meet(number))
-
-    softmax = Softmax.empty(side.width, shape.features)
-    softmax = lax.fori_loop(*_listed(shape, False, own), visit, softmax)
-    context_WH, sums_W1 = softmax.results()
-    out[...] = context_WH.astype(out.dtype)
-    sums[...] = sums_W1.reshape(side.width)
-
-
-def _queries_back(shape: Shape, given: Any, dq: Any) -> None:
-    """Gradients of a tile of queries."""
-    side, own = shape.queries, pl.program_id(0)
-    here = _of_tile(side, own)
-    queries = given["q"][here, :], given["dout"][here, :]
-    stats = given["sums"][here][:, None], given["means"][here][:, None]
-    meet = _meeting(shape, False, given, own, _place(shape))
-
-    def visit(number: Array, dq_WH: Array) -> Array:
-        there = _of_tile(shape.keys, number)
-        keys = given["k"][there, :], given["v"][there, :]
-        _, dscores_WS = score_gradients(queries, keys, stats, meet(number))
-        return dq_WH + product(dscores_WS.astype(keys[0].dtype), keys[0], 0)
-
-    zeros = jnp.zeros((side.width, shape.features))
-    dq[...] = lax.fori_loop(*_listed(shape, False, own), visit, zeros).astype(dq.dtype)
-
-
-def _keys_back(shape: Shape, given: Any, dk: Any, dv: Any) -> None:
-    """Gradients of a tile of keys and their values."""
-    side, own = shape.keys, pl.program_id(0)
-    here = _of_tile(side, own)
-    keys = given["k"][here, :], given["v"][here, :]
-    meet = _meeting(shape, True, given, own, _place(shape))
-
-    def visit(number: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
-        dk_WH, dv_WH = found
-        there = _of_tile(shape.queries, number)
-        queries = given["q"][there, :], given["dout"][there, :]
-        stats = given["sums"][there][None], given["means"][there][None]
-        dropped_WS, dscores_WS = score_gradients(keys, queries, stats, meet(number))
-        dk_WH += product(dscores_WS.astype(queries[0].dtype), queries[0], 0)
-        return dk_WH, dv_WH + product(dropped_WS.astype(queries[1].dtype), queries[1], 0)
-
-    zeros = jnp.zeros((side.width, shape.features)), jnp.zeros((side.width, shape.features))
-    dk_WH, dv_WH = lax.fori_loop(*_listed(shape, True, own), visit, zeros)
-    dk[...] = dk_WH.astype(dk.dtype)
-    dv[...] = dv_WH.astype(dv.dtype)
-
-
-def _biases_back(shape: Shape, rows: int, given: Any, sums: Any) -> None:
-    """Score gradients of all tiles as far from each other, of some rows of the batch."""
-    side = shape.queries
-    part, head = pl.program_id(0), pl.program_id(1)
-    away = pl.program_id(2) - (side.tiles - 1)  # keys from queries, in tiles
-    first, count = jnp.maximum(-away, 0), side.tiles - jnp.abs(away)
-
-    def visit(turn: Array, sums_WW: Array) -> Array:
-        row, own = part * rows + lax.div(turn, count), first + lax.rem(turn, count)
-        here, there = (row, _of_tile(side, own)), (row, _of_tile(side, own + away))
-        queries = given["q"][*here, :], given["dout"][*here, :]
-        keys = given["k"][*there, :], given["v"][*there, :]
-        stats = given["sums"][here][:, None], given["means"][here][:, None]
-        meet = _meeting(shape, False, given, own, row * shape.heads + head, (row,))
-        return sums_WW + score_gradients(queries, keys, stats, meet(own + away))[1]
-
-    is_read = (away <= 0).astype(jnp.int32) if shape.causal else 1
-    zeros = jnp.zeros((side.width, side.width))
-    sums[...] = lax.fori_loop(jnp.int32(0), rows * count * is_read, visit, zeros)
-
-
 def _bias_gradient(shape: Shape, given: dict[str, Array]) -> Float[Array, "N C"]:
     """Gradients of biases by distance."""
     side, heads = shape.queries, shape.heads
@@ -227,7 +145,7 @@ def _bias_gradient(shape: Shape, given: dict[str, Array]) -> Float[Array, "N C"]
         (parts, heads, distances, side.width, side.width), jnp.float32
     )
     sums_PNKWW = pl.pallas_call(
-        functools.partial(_biases_back, shape, shape.batch // parts),
+        functools.partial(biases_back, shape, shape.batch // parts),
         out_shape=shape_PNKWW,
         grid=(parts, heads, distances),
         in_specs=[specs],
@@ -253,65 +171,6 @@ def _tiles_of(side: Side, bias_NC: Float[Array, "N C"]) -> Float[Array, "N K W W
     parts_NKW = bias_NC.reshape(heads, -1, width)
     both_NKC = jnp.concatenate([parts_NKW[:, :-1], parts_NKW[:, 1:]], axis=2)[:, :, :-1]
     return jax.vmap(functools.partial(diagonals, rows=width), 1, 1)(both_NKC)
-
-
-def _meeting(
-    shape: Shape,
-    of_keys: bool,
-    given: Any,
-    number: Array,
-    place: Array,
-    row: tuple[Array, ...] = (),
-) -> Callable[[Array], Tile]:
-    """What happens to the scores of an own tile with any listed one.
-
-    Args:
-        shape: The sizes.
-        of_keys: Whether keys are the own tokens.
-        given: What is read.
-        number: The own tile.
-        place: Number of the row of the batch and head.
-        row: The row where several are given.
-
-    Returns:
-        A function from the number of a listed tile.
-    """
-    own, listed = shape.sides(of_keys)
-    names = ("key_segments", "query_segments") if of_keys else ("query_segments", "key_segments")
-    own_segments, listed_segments = (given.get(name) for name in names)
-    places_W1 = (number * own.width + jnp.arange(own.width))[:, None]
-    segments_W1 = None
-    if own_segments is not None:
-        segments_W1 = own_segments[*row, _of_tile(own, number)][:, None]
-    words = words_of(given["seeds"], place) if "seeds" in given else None
-
-    def meet(other: Array) -> Tile:
-        places_1S = (other * listed.width + jnp.arange(listed.width))[None]
-        segments_1S = None
-        if listed_segments is not None:
-            segments_1S = listed_segments[*row, _of_tile(listed, other)][None]
-        bias_WS = None
-        if "biases" in given:
-            behind_WS = places_W1 - places_1S if of_keys else places_1S - places_W1
-            bias_WS = given["biases"][behind_WS + (own.padded - 1)]
-        tokens = Tokens(places_W1, segments_W1), Tokens(places_1S, segments_1S)
-        return Tile.of(shape, of_keys, *tokens, bias_WS, words)
-
-    return meet
-
-
-def _place(shape: Shape) -> Array:
-    """Number of the row and head of a program."""
-    return pl.program_id(2) * shape.heads + pl.program_id(1)
-
-
-def _listed(shape: Shape, of_keys: bool, own: Array) -> tuple[Array, Array]:
-    first, end = shape.listed(of_keys, own)
-    return jnp.int32(first), jnp.int32(end)
-
-
-def _of_tile(side: Side, number: Array) -> Any:
-    return pl.ds(number * side.width, side.width)
 
 
 def _of_head(x_NC: Array, axis: int) -> pl.BlockSpec:
@@ -373,5 +232,5 @@ def _call(
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
         cost_estimate=shape.cost(products, (given, shapes)),
         interpret=shape.interpret,
-        name=f"dense_{kernel.__name__.strip('_')}",
+        name=f"dense_{kernel.__name__}",
     )(given)
