@@ -114,7 +114,7 @@ def test_weights_are_kept_as_the_flag_says(causal, output, tmp_path, monkeypatch
     for weights in ("float32", "int8", "bfloat16"):
         more = ("--file", tmp_path / "rows.txt", "-o", tmp_path / f"{weights}.jsonl")
         output(causal, *more, *SHORT, "--weights", weights)
-    kernels = [w.params["model"]["layers"]["0"]["fc1"]["kernel"].dtype.name for w in written]
+    kernels = [w.params["model"]["layers"]["0"]["fc1"]["kernel_OI"].dtype.name for w in written]
     assert kernels == ["float32", "int8", "bfloat16"]
     assert [w.module.execution.dtype for w in written] == ["float32", "float32", "bfloat16"]
     with pytest.raises(SystemExit):

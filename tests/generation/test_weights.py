@@ -63,15 +63,13 @@ def logits(model, params=None):
 
 
 def test_integers_are_within_half_a_scale():
-    matrix = jax.random.normal(jax.random.key(0), (3, D, F)) * jnp.arange(3)[:, None, None]
-    for axis in (-2, -1):
-        integers, scale = quantized(matrix, axis=axis)
-        wide = np.expand_dims(np.asarray(scale), axis)
-        assert integers.dtype == jnp.int8 and np.abs(integers.astype(int)).max() == 127
-        assert (np.abs(integers * wide - matrix) <= wide * 0.5000001).all()
+    rows = jax.random.normal(jax.random.key(0), (3, D, F)) * jnp.arange(3)[:, None, None]
+    integers, scale = quantized(rows)
+    wide = np.asarray(scale)[..., None]
+    assert integers.dtype == jnp.int8 and np.abs(integers.astype(int)).max() == 127
+    assert (np.abs(integers * wide - rows) <= wide * 0.5000001).all()
     assert (integers[0] == 0).all() and (scale[0] == 1.0).all()  # zeros stay zeros
-    broken = matrix.at[1, 2, 3].set(jnp.nan)
-    assert np.isnan(quantized(broken, axis=-2)[1][1, 3])
+    assert np.isnan(quantized(rows.at[1, 2, 3].set(jnp.nan))[1][1, 2])
 
 
 @pytest.mark.parametrize("name", ["xglm", "umt5", "bigbird"])
@@ -81,8 +79,8 @@ def test_every_family_computes_with_the_weights_that_are_kept(families, name):
     matrices = {path for path, leaf in kept.items() if leaf.dtype == jnp.int8}
     for path, leaf in traverse_util.flatten_dict(model.params, sep="/").items():
         is_matrix = leaf.ndim > 1 and "relative_attention_bias" not in path
-        assert (path in matrices) == is_matrix, path
-        assert kept[path].dtype in (jnp.int8, leaf.dtype)
+        assert (path in matrices or f"{path}_OI" in matrices) == is_matrix, path
+        assert is_matrix or kept[path] is leaf
     rounded = rounded_params(model.params, "int8")
     expected, scale = logits(model, rounded), np.abs(logits(model)).max()
     np.testing.assert_allclose(
@@ -164,7 +162,7 @@ def test_weights_split_over_devices_write_the_same(families, weights):
     split = jax.device_put(split, jax.tree.map(spec, split))
     kept = families["xglm"].for_decoding(weights, params=split)
     fc1 = kept.params["model"]["layers"]["0"]["fc1"]
-    assert fc1["kernel"].sharding.shard_shape((D, F)) == (D, F // 4)
+    assert fc1["kernel_OI"].sharding.shard_shape((F, D)) == (F // 4, D)
     options = {"max_new_tokens": 4}
     np.testing.assert_array_equal(
         np.asarray(kept.generate(IDS, **options).sequences),
@@ -236,15 +234,32 @@ def test_what_cannot_be_is_refused(families, tmp_path):
     with pytest.raises(ValueError, match="weights must be one of"):
         decoding_execution(Execution(), "fp8")
     small = model.for_decoding("int8")
-    with pytest.raises(ValueError, match="embedding is int8 already"):
-        small.for_decoding("bfloat16")
-    with pytest.raises(ValueError, match="int8 weights, which are for decoding"):
-        small.save_pretrained(tmp_path / "small")
+    for refused in (
+        lambda: small.for_decoding("int8"),
+        lambda: small.save_pretrained(tmp_path / "x"),
+    ):
+        with pytest.raises(ValueError, match="kept for decoding, and neither saved nor converted"):
+            refused()
+    with pytest.raises(ValueError, match="kept for decoding, and neither saved"):
+        model.params = small.params
+    with pytest.raises(ValueError, match="kernel_OI is kept for decoding"):
+        decoding_params(small.params, "bfloat16")
     with pytest.raises(ValueError, match="params lack"):
         model.for_decoding("int8", params={})
     bare = xformer.FlaxXGLMForCausalLM(model.config, _do_init=False)
     with pytest.raises(ValueError, match="_do_init=False keeps no params"):
         bare.for_decoding("int8")
     assert bare.for_decoding("int8", model.params).generate(IDS).sequences.shape == (2, 20)
-    same = model.for_decoding("float32")
-    assert jax.tree.all(jax.tree.map(lambda a, b: a is b, same.params, dict(model.params)))
+
+
+def test_float32_changes_the_layout_alone(families):
+    model = families["xglm"]
+    laid_out = model.for_decoding("float32")
+    fc1, kept = (m.params["model"]["layers"]["0"]["fc1"] for m in (model, laid_out))
+    np.testing.assert_array_equal(kept["kernel_OI"], fc1["kernel"].T)
+    np.testing.assert_allclose(logits(laid_out), logits(model), rtol=1e-5, atol=1e-4)
+    assert jax.tree.all(
+        jax.tree.map(
+            lambda a, b: a is b, rounded_params(model.params, "float32"), dict(model.params)
+        )
+    )

@@ -64,14 +64,15 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--batches must be at least 1, got {args.batches}")
     if args.batches is not None and isinstance(data, TaskData):
         raise ValueError("--batches is not for a task, whose metrics are those of whole files")
-    execution = decoding_execution(config.execution, args.weights)
+    weights = args.weights or "float32"
+    execution = decoding_execution(config.execution, weights)
     config = dataclasses.replace(
         config, validation_data=data, eval_batches=args.batches, execution=execution
     )
     model = load_trained(config)
     if read_tokenizer(data).fingerprint() != model.tokenizer.fingerprint():
         raise ValueError("--data must be prepared with the run's tokenizer; it has another one")
-    params = rounded_params(model.params, args.weights)
+    params = rounded_params(model.params, weights)
     scores = Scorer(model.run, model.plan, data)(params)
     if args.json:
         print(json.dumps({"step": model.step, **scores}))

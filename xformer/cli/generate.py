@@ -180,7 +180,9 @@ def _open(args: argparse.Namespace) -> _Model:
     return _Model(config, settings, limited, writer)
 
 
-def _run_writer(config: Any, weights: str, settings: Any, decoding: Any, prompts: list[str]) -> Any:
+def _run_writer(
+    config: Any, weights: str | None, settings: Any, decoding: Any, prompts: list[str]
+) -> Any:
     """What writes with the newest checkpoint of a run."""
     from xformer.training.inference import load_trained
     from xformer.training.samples import run_writer
@@ -192,7 +194,7 @@ def _run_writer(config: Any, weights: str, settings: Any, decoding: Any, prompts
 
 
 def _folder_writer(
-    folder: Path, config: Any, weights: str, settings: Any, decoding: Any, prompts: list[str]
+    folder: Path, config: Any, weights: str | None, settings: Any, decoding: Any, prompts: list[str]
 ) -> Any:
     """What writes with a model folder."""
     from xformer.generation.writer import Writer
@@ -203,7 +205,9 @@ def _folder_writer(
     limits = token_limits(settings, prompts, config, tokenizer)
     answers = config.is_encoder_decoder
     auto = FlaxAutoModelForSeq2SeqLM if answers else FlaxAutoModelForCausalLM
-    model = auto.from_pretrained(folder).for_decoding(weights)
+    model = auto.from_pretrained(folder)
+    if weights is not None:
+        model = model.for_decoding(weights)
     return Writer(model.module, model.params, tokenizer, decoding, *limits)
 
 

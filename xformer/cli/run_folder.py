@@ -37,9 +37,8 @@ def add_weights_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         choices=WEIGHTS,
-        default="float32",
-        help="what matrices are kept as: float32 leaves them as they are; with bfloat16 all is "
-        "computed in it; int8 has a scale for each output channel (float32)",
+        help="convert matrices first: to bfloat16, in which all is then computed, to int8 with a "
+        "scale for each output channel, or to float32 laid out for decoding (as they are)",
     )
 
 

@@ -4,11 +4,11 @@ Every new token reads all weights once, so that the time of a token is that of t
 matrices are kept in fewer: as bfloat16, or as int8 with a scale in float32 for each output channel
 of a kernel and each row of a table, `weight = scale * integer`. Integers are from -127 to 127 and
 the scale is the greatest weight of the channel over 127: no weight moves by more than half a scale.
+Kernels are kept as (outputs, inputs), as tables are: one token's products then read them in order.
 Vectors (biases, the weights of norms) and the few biases of distances stay as they are.
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,13 +18,13 @@ from flax import traverse_util
 from jaxtyping import Array, Float, Int8
 
 from xformer.layers.execution import Execution
-from xformer.layers.parameter import scale_name
+from xformer.layers.parameter import OUTPUTS_FIRST, scale_name
 
 WEIGHTS = ("float32", "bfloat16", "int8")
-"""What decoding can keep matrices as; "float32" leaves parameters as they are."""
+"""What decoding can keep matrices as; "float32" changes their layout alone."""
 
 _LARGEST = 127
-_SUMMED = {"kernel": -2, "embedding": -1}  # the axis of a matrix that products sum over, by name
+_KEPT = {"kernel": OUTPUTS_FIRST, "embedding": "embedding"}
 _DISTANCES = "relative_attention_bias"
 
 
@@ -66,24 +66,26 @@ def decoding_params(params: Mapping[str, Any], weights: str) -> dict[str, Any]:
         weights: One of `WEIGHTS`.
 
     Returns:
-        The same tree with matrices of that dtype; beside one of int8 its scales, "kernel_scale" or
-        "embedding_scale".
+        The same tree with "kernel_OI" in place of "kernel", and beside matrices of int8 their
+        scales, "kernel_scale" and "embedding_scale".
 
     Raises:
-        ValueError: if there are no such weights, or the matrices are kept as int8 already.
+        ValueError: if there are no such weights, or the parameters are kept so already.
     """
     check_weights(weights)
     kept: dict[tuple[str, ...], Any] = {}
     for path, leaf in traverse_util.flatten_dict(dict(params)).items():
-        if leaf.dtype == jnp.int8:
-            raise ValueError(f"{'/'.join(path)} is int8 already: give the weights it was made of")
-        if weights == "float32" or not _is_matrix(path):
+        if path[-1] == OUTPUTS_FIRST:
+            raise ValueError(f"{'/'.join(path)} is kept for decoding: give what it was made of")
+        if not _is_matrix(path):
             kept[path] = leaf
-        elif weights == "bfloat16":
-            kept[path] = leaf.astype(jnp.bfloat16)
+            continue
+        rows = jnp.swapaxes(leaf, -1, -2) if path[-1] == "kernel" else leaf
+        place = *path[:-1], _KEPT[path[-1]]
+        if weights == "int8":
+            kept[place], kept[*path[:-1], scale_name(path[-1])] = quantized(rows)
         else:
-            kept[path], scale = quantized(leaf, axis=_SUMMED[path[-1]])
-            kept[*path[:-1], scale_name(path[-1])] = scale
+            kept[place] = rows.astype(weights) if weights == "bfloat16" else rows
     return traverse_util.unflatten_dict(kept)
 
 
@@ -102,38 +104,40 @@ def rounded_params(params: Mapping[str, Any], weights: str) -> Any:
     Raises:
         ValueError: if there are no such weights.
     """  # noqa: DOC502
-    kept = traverse_util.flatten_dict(decoding_params(params, weights))
-    rounded = {}
-    for path, leaf in traverse_util.flatten_dict(dict(params)).items():
-        value = kept[path]
-        scale = kept.get((*path[:-1], scale_name(path[-1])))
-        if scale is not None:
-            value = value * jnp.expand_dims(scale, _SUMMED[path[-1]])
-        rounded[path] = value.astype(leaf.dtype)
-    return traverse_util.unflatten_dict(rounded)
+    check_weights(weights)
+
+    def rounded(path: tuple[str, ...], leaf: Array) -> Array:
+        if weights == "float32" or not _is_matrix(path):
+            return leaf
+        if weights == "bfloat16":
+            return leaf.astype(weights).astype(leaf.dtype)
+        axis = -2 if path[-1] == "kernel" else -1
+        integers, scale = quantized(jnp.moveaxis(leaf, axis, -1))
+        return jnp.moveaxis(integers * scale[..., None], -1, axis).astype(leaf.dtype)
+
+    flat = traverse_util.flatten_dict(dict(params))
+    return traverse_util.unflatten_dict({path: rounded(path, leaf) for path, leaf in flat.items()})
 
 
-@functools.partial(jax.jit, static_argnames="axis")
+@jax.jit
 def quantized(
-    matrix: Float[Array, "*shape"], *, axis: int
-) -> tuple[Int8[Array, "*shape"], Float[Array, "*channels"]]:
-    """A matrix as integers with a scale for each channel.
+    rows: Float[Array, "*channels I"],
+) -> tuple[Int8[Array, "*channels I"], Float[Array, "*channels"]]:
+    """Rows as integers with a scale for each.
 
     Args:
-        matrix: The matrix, or several in a stack.
-        axis: The axis that products with it sum over, which scales do not have.
+        rows: A matrix, or several in a stack; products with it sum over the last axis.
 
     Returns:
-        The integers and the scales, in float32. The scale of a channel that holds no finite number
-        is none either.
+        The integers and the scales, in float32. A row with a number that is not finite has no
+        finite scale.
     """
-    matrix = matrix.astype(jnp.float32)
-    greatest = jnp.abs(matrix).max(axis=axis, keepdims=True)
-    scale = jnp.where(greatest == 0.0, 1.0, greatest / _LARGEST)
-    integers = jnp.round(matrix / scale).astype(jnp.int8)
-    return integers, jnp.squeeze(scale, axis)
+    rows = rows.astype(jnp.float32)
+    scale = jnp.abs(rows).max(axis=-1, keepdims=True) / _LARGEST
+    scale = jnp.where(scale == 0.0, 1.0, scale)
+    return jnp.round(rows / scale).astype(jnp.int8), scale[..., 0]
 
 
 def _is_matrix(path: tuple[str, ...]) -> bool:
     """Whether a parameter is one that every token is multiplied with, or looked up in."""
-    return path[-1] in _SUMMED and _DISTANCES not in path
+    return path[-1] in _KEPT and _DISTANCES not in path

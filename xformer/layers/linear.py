@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,7 +12,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Num
 
-from xformer.layers.parameter import scales, with_axes
+from xformer.layers.parameter import OUTPUTS_FIRST, scales, with_axes
 from xformer.layers.sharding import gradient_dtype
 
 GROUPED_PRODUCT = "grouped_product"
@@ -43,19 +44,19 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
         """Projects the last axis of `x` onto `features`."""
-        kernel = self.param(
-            "kernel",
-            with_axes(self.kernel_init, self.axes),
-            (x.shape[-1], self.features),
-            jnp.float32,
-        )
         dtype = self.output_dtype or self.dtype
-        scale_O = scales(self, "kernel")
-        if scale_O is None:
-            y = multiply(x.astype(self.dtype), kernel, dtype)
+        kept_OI: Any = self.get_variable("params", OUTPUTS_FIRST)
+        if kept_OI is not None:
+            kept = multiply_kept(x.astype(self.dtype), kept_OI, scales(self, "kernel"))
+            y = kept.astype(dtype)
         else:
-            y = multiply(x.astype(self.dtype), kernel, jnp.dtype("float32"))
-            y = (y * scale_O.reshape((1,) * (y.ndim - 1) + (-1,))).astype(dtype)
+            kernel = self.param(
+                "kernel",
+                with_axes(self.kernel_init, self.axes),
+                (x.shape[-1], self.features),
+                jnp.float32,
+            )
+            y = multiply(x.astype(self.dtype), kernel, dtype)
         if self.use_bias:
             bias = self.param(
                 "bias",
@@ -137,7 +138,7 @@ class GroupedLinear(nn.Module):
 
 
 def multiply(
-    x: Float[Array, "*batch I"], kernel: Num[Array, "*G I O"], dtype: jnp.dtype
+    x: Float[Array, "*batch I"], kernel: Float[Array, "*G I O"], dtype: jnp.dtype
 ) -> Float[Array, "*batch O"]:
     """Multiplies the last axis with a kernel, or that of each leading group with its own.
 
@@ -146,7 +147,7 @@ def multiply(
 
     Args:
         x: Activations in the compute dtype, (..., inputs) or (groups, ..., inputs).
-        kernel: The kernel in float32, or what decoding keeps it as.
+        kernel: The kernel in float32.
         dtype: Dtype that the product accumulates in and has.
 
     Returns:
@@ -159,8 +160,6 @@ def multiply(
 
 
 def _multiply(dtype: jnp.dtype, x: Array, kernel: Array) -> Array:
-    if kernel.ndim == 2 and kernel.dtype == x.dtype == jnp.bfloat16:
-        return product_of_halves(x, kernel).astype(dtype)
     kernel = kernel.astype(x.dtype)
     if kernel.ndim == 2:
         return jnp.matmul(x, kernel, preferred_element_type=dtype)
@@ -168,35 +167,39 @@ def _multiply(dtype: jnp.dtype, x: Array, kernel: Array) -> Array:
     return checkpoint_name(product, GROUPED_PRODUCT)
 
 
-def product_of_halves(
-    x: Float[Array, "*batch I"], matrix: Float[Array, "_ _"], axis: int = 0
+def multiply_kept(
+    x: Float[Array, "*batch I"],
+    matrix_OI: Num[Array, "O I"],
+    scale_O: Float[Array, " O"] | None = None,
 ) -> Float[Array, "*batch O"]:
-    """Multiplies bfloat16 with a matrix that is kept in it, into float32.
+    """Multiplies with a matrix as decoding keeps it, into float32.
 
-    CPUs make a float32 copy of a matrix that one row is multiplied with, and of one whose product
-    is bfloat16; of two rows and a product in float32 they make none.
+    CPUs read rows of outputs faster than rows of inputs, twice as fast in bfloat16. They make a
+    float32 copy of a bfloat16 matrix that a single row is multiplied with, and none with two rows.
 
     Args:
         x: Activations.
-        matrix: The matrix.
-        axis: The axis of the matrix that is summed over.
+        matrix_OI: The matrix; integers are multiplied with as numbers of the dtype of `x`.
+        scale_O: What the products are multiplied with; None for nothing.
 
     Returns:
-        The product in float32.
+        The product.
     """
 
-    def many(x_RI: Array, matrix: Array) -> Array:
-        sides = ((1,), (axis,)), ((), ())
-        return lax.dot_general(x_RI, matrix, sides, preferred_element_type=jnp.float32)
+    def product(x_RI: Array, matrix_OI: Array) -> Array:
+        sides = ((1,), (1,)), ((), ())
+        return lax.dot_general(x_RI, matrix_OI, sides, preferred_element_type=jnp.float32)
 
-    def pair(x_RI: Array, matrix: Array) -> Array:
-        return many(jnp.concatenate([x_RI, x_RI]), matrix)[:1]
+    def of_pair(x_RI: Array, matrix_OI: Array) -> Array:
+        return product(jnp.concatenate([x_RI, x_RI]), matrix_OI)[:1]
 
-    x_RI = x.reshape(-1, x.shape[-1])
-    if len(x_RI) > 1:
-        y_RO = many(x_RI, matrix)
+    x_RI, matrix_OI = x.reshape(-1, x.shape[-1]), matrix_OI.astype(x.dtype)
+    if len(x_RI) == 1 and x.dtype == jnp.bfloat16:
+        y_RO = lax.platform_dependent(x_RI, matrix_OI, cpu=of_pair, default=product)
     else:
-        y_RO = lax.platform_dependent(x_RI, matrix, cpu=pair, default=many)
+        y_RO = product(x_RI, matrix_OI)
+    if scale_O is not None:
+        y_RO = y_RO * scale_O[None]
     return y_RO.reshape(*x.shape[:-1], -1)
 
 

@@ -1,4 +1,4 @@
-"""Naming the axes of parameters, and finding the scales of those that are kept as integers."""
+"""Naming the axes of parameters, and finding what decoding keeps in place of some."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +20,10 @@ def with_axes(init: Initializer, axes: tuple[str | None, ...]) -> Callable[..., 
         An initializer for `nn.Module.param`, which hands out the plain array.
     """
     return nn.with_logical_partitioning(init, axes)
+
+
+OUTPUTS_FIRST = "kernel_OI"
+"""What decoding keeps in place of a parameter "kernel" of (inputs, outputs): its transpose."""
 
 
 def scale_name(name: str) -> str:

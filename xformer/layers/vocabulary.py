@@ -13,8 +13,8 @@ from flax import struct
 from flax.typing import Initializer
 from jaxtyping import Array, Float, Int, Num
 
-from xformer.layers.linear import product_of_halves
-from xformer.layers.parameter import scales, with_axes
+from xformer.layers.linear import multiply_kept
+from xformer.layers.parameter import OUTPUTS_FIRST, scales, with_axes
 from xformer.layers.sharding import ways
 from xformer.layers.table_shards import TableShards
 from xformer.layers.vocabulary_chunks import Sums, sums_in_chunks
@@ -29,7 +29,8 @@ class VocabularyScores:
         table: What they are compared with, (V, D) or (D, V), in float32, or what decoding keeps it
             as.
         bias_V: What is added to the scores; None for nothing.
-        scale_V: What the products with a table of integers are multiplied with; None for nothing.
+        scale_V: What the products with a table of integers, (V, D), are multiplied with; None for
+            nothing.
         letters: "VD" or "DV", the axes of the table.
         chunk: Most tokens of the vocabulary that `sums` scores at once, on every device that has a
             share of them; None for all.
@@ -50,8 +51,8 @@ class VocabularyScores:
     def logits(self) -> Float[Array, "B T V"]:
         """Computes all scores, in float32."""
         x_BTD, table = self.states_BTD, self.table.astype(self.states_BTD.dtype)
-        if self.table.dtype == x_BTD.dtype == jnp.bfloat16:
-            logits_BTV = product_of_halves(x_BTD, table, self.letters.index("D"))
+        if self.letters == "VD" and self.table.dtype != jnp.float32:
+            logits_BTV = multiply_kept(x_BTD, self.table, self.scale_V)
         elif self.letters == "DV":
             logits_BTV = jnp.matmul(x_BTD, table, preferred_element_type=jnp.float32)
         elif x_BTD.shape[1] == 1:  # CPUs read the table a fifth faster as the left of a product
@@ -59,8 +60,6 @@ class VocabularyScores:
             logits_BTV = jnp.moveaxis(logits_VBT, 0, -1)
         else:
             logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, table, preferred_element_type=jnp.float32)
-        if self.scale_V is not None:
-            logits_BTV = logits_BTV * self.scale_V[None, None, :]
         if self.bias_V is not None:
             logits_BTV = logits_BTV + self.bias_V[None, None, :]
         return nn.with_logical_constraint(logits_BTV, ("act_batch", "act_length", "act_vocab"))
@@ -94,8 +93,7 @@ class VocabularyScores:
         """The table, which losses read in chunks, without scales of its own."""
         if self.scale_V is None:
             return self.table
-        of_rows = self.letters == "VD"
-        return self.table * (self.scale_V[:, None] if of_rows else self.scale_V[None])
+        return self.table * self.scale_V[:, None]
 
 
 def sums_of(logits_BTV: Float[Array, "B T V"], ids_BT: Int[Array, "B T"]) -> Sums:
@@ -149,6 +147,12 @@ class VocabularyProjection(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> VocabularyScores:
         """What the scores of hidden states are computed from."""
+        kept_VD: Any = self.get_variable("params", OUTPUTS_FIRST)
+        if kept_VD is not None:
+            scale_V = scales(self, "kernel")
+            return VocabularyScores(
+                x_BTD.astype(self.dtype), kept_VD, scale_V=scale_V, chunk=self.chunk
+            )
         kernel_DV = self.param(
             "kernel",
             with_axes(self.kernel_init, ("embed", "vocab")),
@@ -158,7 +162,6 @@ class VocabularyProjection(nn.Module):
         return VocabularyScores(
             x_BTD.astype(self.dtype),
             kernel_DV,
-            scale_V=scales(self, "kernel"),
             letters="DV",
             chunk=self.chunk,
         )

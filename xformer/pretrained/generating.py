@@ -25,7 +25,7 @@ from xformer.generation.weights import decoding_execution, decoding_params
 from xformer.generation.writer import Writer, prompt_ids
 from xformer.hub import Source
 from xformer.pretrained.model import FlaxPreTrainedModel
-from xformer.pretrained.parameters import Params, as_dicts
+from xformer.pretrained.parameters import Params
 from xformer.tokenization.base import PreTrainedTokenizerBase
 
 
@@ -59,23 +59,24 @@ class FlaxGenerationMixin(FlaxPreTrainedModel):
 
         Args:
             weights: What matrices are kept as: "bfloat16", in which the copy also computes, "int8",
-                with a scale for each output channel, or "float32", as they are.
+                with a scale for each output channel, or "float32", which changes their layout.
             params: The parameters; the model's own if None.
 
         Returns:
-            The model. It computes what this one does to the rounding of its weights, and those of
-            int8 are neither saved nor trained.
+            The model. It computes what this one does to the rounding of its weights, which are
+            neither saved nor trained.
 
         Raises:
-            ValueError: if there are no such weights, some are missing, or they are int8 already.
+            ValueError: if there are no such weights, some are missing, or they are kept for
+                decoding already.
         """
         execution = decoding_execution(self._execution, weights)
         model = copy.copy(self)
         model._config = dataclasses.replace(self._config)
         model._execution, model._module = execution, None
         model.dtype, model._is_initialized = execution.compute_dtype, True
-        given = self.params if params is None else self._complete(params)
-        model._params = decoding_params(as_dicts(given), weights)
+        given = self._complete(self.params if params is None else params)
+        model._params = decoding_params(given, weights)
         return model
 
     def generate(

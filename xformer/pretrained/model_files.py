@@ -170,7 +170,7 @@ class ModelInFolders(ModelWithParams):
             OSError: if the folder cannot be written.
             ValueError: if parameters are missing or the size is malformed.
         """
-        params = self.params if params is None else self._complete(params)
+        params = self._complete(self.params if params is None else params)
         for path, leaf in traverse_util.flatten_dict(self._shapes).items():
             given: Any = functools.reduce(operator.getitem, path, params)
             if (found := jnp.shape(given)) != leaf.shape:

@@ -14,6 +14,7 @@ from jaxtyping import PRNGKeyArray
 
 from xformer import partitioning
 from xformer.layers.execution import Execution
+from xformer.layers.parameter import OUTPUTS_FIRST
 from xformer.layers.stack import looped_shapes, restack
 from xformer.models.build import Module, check_direction
 from xformer.models.config import ModelConfig
@@ -218,9 +219,15 @@ class ModelWithParams:
         self._required = frozenset(traverse_util.flatten_dict(self._shapes))
 
     def _complete(self, params: Params) -> dict[str, Any]:
-        """Parameters as plain dicts, if none is missing."""
+        """Parameters as plain dicts, if none is missing or kept for decoding alone."""
         params = as_dicts(params)
-        missing = self._required - traverse_util.flatten_dict(params).keys()
+        given = traverse_util.flatten_dict(params).keys()
+        if any(path[-1] == OUTPUTS_FIRST for path in given):
+            raise ValueError(
+                "params are kept for decoding, and neither saved nor converted again: give those "
+                "that they were made of"
+            )
+        missing = self._required - given
         if missing:
             raise ValueError(f"params lack these parameters: {listed(missing)}")
         return params

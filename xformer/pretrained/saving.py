@@ -106,14 +106,9 @@ def save_params(
         The names of the files written.
 
     Raises:
-        ValueError: if an argument is out of range, an array is not on this host, or weights are
-            int8.
+        ValueError: if an argument is out of range, or an array is not on this host.
         OSError: if the folder cannot be written.
     """
-    if any(leaf.dtype == np.int8 for leaf in jax.tree.leaves(params)):
-        raise ValueError(
-            "params hold int8 weights, which are for decoding: save those that they were made of"
-        )
     limit = parse_size(max_shard_size)
     done = 0
 

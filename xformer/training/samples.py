@@ -56,7 +56,7 @@ def run_writer(
     max_new_tokens: int,
     min_new_tokens: int = 0,
     *,
-    weights: str = "float32",
+    weights: str | None = None,
 ) -> Writer:
     """What continues texts with a run's model.
 
@@ -67,7 +67,8 @@ def run_writer(
         decoding: How tokens are chosen.
         max_new_tokens: Most tokens of a continuation.
         min_new_tokens: Fewest.
-        weights: What matrices are kept as, one of `generation.weights.WEIGHTS`.
+        weights: What matrices are kept as, one of `generation.weights.WEIGHTS`; None changes
+            nothing.
 
     Returns:
         The writer.
@@ -78,9 +79,12 @@ def run_writer(
     """  # noqa: DOC502
     check_head(run)
     # Unrolled layers decode faster, and stacked parameters would be sliced for every token.
-    module = build(run.model, run.head, decoding_execution(run.execution.looped(), weights))
-    kept = decoding_params(restack(params, "loop"), weights)
-    return Writer(module, kept, tokenizer, decoding, max_new_tokens, min_new_tokens)
+    execution, looped = run.execution.looped(), restack(params, "loop")
+    if weights is not None:
+        execution = decoding_execution(execution, weights)
+        looped = decoding_params(looped, weights)
+    module = build(run.model, run.head, execution)
+    return Writer(module, looped, tokenizer, decoding, max_new_tokens, min_new_tokens)
 
 
 def check_head(run: Run) -> None:
