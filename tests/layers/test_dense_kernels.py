@@ -270,12 +270,12 @@ def test_plans_count_what_kernels_multiply():
     assert matrix_flops(program) == (2 + 3 + 4) * product
 
 
-def compiled(topology, dtype, length):
+def compiled(topology, dtype, length, width=64):
     """Values and gradients of a decoder with biases, ahead of time, split over data and heads."""
     mesh = make_mesh(MeshConfig(data=2, tensor=2), Topology.parse(topology).devices())
     place = NamedSharding(mesh, PartitionSpec("data", None, "tensor"))
     of_heads, whole = NamedSharding(mesh, PartitionSpec("tensor")), partitioning.replicated(mesh)
-    x = jax.ShapeDtypeStruct((2, length, 4, 64), dtype)
+    x = jax.ShapeDtypeStruct((2, length, 4, width), dtype)
     bias = DistanceBias(jax.ShapeDtypeStruct((4, 2 * length - 1), jnp.float32))
     segments = jax.ShapeDtypeStruct((2, length), jnp.int32)
 
@@ -312,9 +312,11 @@ def test_kernels_compile_for_tpus_in_any_length():
 
 
 @pytest.mark.skipif(NO_PLUGIN, reason="needs JAX's CUDA plugin: pip install 'xformer-jax[cuda]'")
-@pytest.mark.parametrize("length, dtype", [(65536, "bfloat16"), (700, "float32")])
-def test_kernels_compile_for_gpus(length, dtype):
-    program = compiled("h100:1x4", dtype, length).compile()
+@pytest.mark.parametrize(
+    "length, dtype, width", [(65536, "bfloat16", 64), (700, "float32", 64), (200, "bfloat16", 256)]
+)
+def test_kernels_compile_for_gpus(length, dtype, width):
+    program = compiled("h100:1x4", dtype, length, width).compile()
     assert "triton" in program.as_text()
     assert program.memory_analysis().peak_memory_in_bytes < max(2**25, 8 * 1024 * length)
 

@@ -175,6 +175,14 @@ def test_cudnn_is_refused_what_it_cannot_run_on():
     LOW.check_devices([SimpleNamespace(platform="gpu")])
 
 
+def test_kernels_of_float16_are_refused_on_tpus():
+    half, tpu = Execution("float16", attention="pallas"), SimpleNamespace(platform="tpu")
+    with pytest.raises(ValueError, match="no kernels of Execution.dtype='float16' for TPUs; set"):
+        half.check_devices([tpu])
+    half.check_devices([SimpleNamespace(platform="gpu")])
+    Execution("bfloat16", attention="pallas").check_devices([tpu])
+
+
 def attend_to_documents(x, segments, core=cudnn_attention):
     mask = Mask(True, None, None, segments, segments)
 

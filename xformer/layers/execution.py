@@ -98,14 +98,19 @@ class Execution:
             devices: The devices of a run, or those of a topology that is compiled for.
 
         Raises:
-            ValueError: if activations shall wait in memory that the devices lack, or cuDNN shall
-                compute on other devices than NVIDIA's; names the key.
+            ValueError: if activations shall wait in memory that the devices lack, or attention
+                shall be computed by what does not run there; names the key.
         """
         devices = list(devices)
         if self.attention == "cudnn" and devices[0].platform not in ("gpu", "cuda"):
             raise ValueError(
                 "Execution.attention='cudnn' needs NVIDIA GPUs, got devices of the platform "
                 f"{devices[0].platform!r}; set Execution.attention = 'pallas' or 'xla'"
+            )
+        if self.attention == "pallas" and (self.dtype, devices[0].platform) == ("float16", "tpu"):
+            raise ValueError(
+                "Execution.attention='pallas' has no kernels of Execution.dtype='float16' for TPUs; set "
+                "Execution.dtype = 'bfloat16' or Execution.attention = 'xla'"
             )
         if self.remat != "offload":
             return

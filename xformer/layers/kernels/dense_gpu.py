@@ -36,6 +36,7 @@ from xformer.layers.relative_bias import diagonals
 LEAST, MOST = 16, 64  # tokens of a tile
 PROGRAMS = 1024  # which the gradients of biases are shared out among, if rows of the batch suffice
 _LEAST_FEATURES = 16  # of a head in a matrix product
+_TILE_NUMBERS = 2**13  # of the tokens of a tile: shared memory holds several tiles
 
 
 def contexts(
@@ -92,9 +93,10 @@ def _prepared(
 ) -> tuple[Shape, dict[str, Array]]:
     """The sizes, and arrays in whole tiles; padding reads nothing in the backward pass."""
     batch, length, heads, features = inputs.q_BTNH.shape
-    queries = Side.of(length, LEAST, MOST)
-    keys = Side.of(inputs.k_BSNH.shape[1], LEAST, MOST)
     width = max(_LEAST_FEATURES, 1 << (features - 1).bit_length())
+    most = max(LEAST, min(MOST, _TILE_NUMBERS // width))
+    queries = Side.of(length, LEAST, most)
+    keys = Side.of(inputs.k_BSNH.shape[1], LEAST, most)
     shape = Shape(batch, heads, width, queries, keys, causal, dropout, interpret)
 
     def tokens(x_BTNH: Array | None, side: Side) -> Array | None:
