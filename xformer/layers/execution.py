@@ -109,8 +109,8 @@ class Execution:
             )
         if self.attention == "pallas" and (self.dtype, devices[0].platform) == ("float16", "tpu"):
             raise ValueError(
-                "Execution.attention='pallas' has no kernels of Execution.dtype='float16' for TPUs; set "
-                "Execution.dtype = 'bfloat16' or Execution.attention = 'xla'"
+                "Execution.attention='pallas' has no kernels of Execution.dtype='float16' for "
+                "TPUs; set Execution.dtype = 'bfloat16' or Execution.attention = 'xla'"
             )
         if self.remat != "offload":
             return
