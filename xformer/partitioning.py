@@ -19,7 +19,7 @@ from flax.core.spmd import logical_axis_rules
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from xformer.layers.sharding import gradients_in
+from xformer.layers.sharding import step_with_gradients_in
 
 MeshAxes = tuple[str, ...]
 MESH_AXES = ("data", "fsdp", "sequence", "tensor")
@@ -366,13 +366,15 @@ def global_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[
 def constraints(rules: Rules, gradient_dtype: str | None = None) -> Iterator[None]:
     """Within it, the activation axes that layers name are constrained to the mesh in force.
 
+    Models that are traced within it have no derivatives in forward mode (`jax.jvp`).
+
     Args:
         rules: Logical axis to mesh axes.
         gradient_dtype: As that of `MeshConfig`.
     """
     table = tuple((f.name, getattr(rules, f.name) or None) for f in dataclasses.fields(rules))
     dtype = None if gradient_dtype is None else jnp.dtype(gradient_dtype)
-    with logical_axis_rules(table), gradients_in(dtype):
+    with logical_axis_rules(table), step_with_gradients_in(dtype):
         yield
 
 

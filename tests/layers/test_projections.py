@@ -41,6 +41,43 @@ def test_linear_is_a_matrix_product(shape, use_bias):
     np.testing.assert_allclose(y, x @ kernel + bias * use_bias, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("features", [4, 7])
+@pytest.mark.parametrize("dtype, output_dtype", [("float32", None), ("bfloat16", "float32")])
+def test_gradients_within_a_step_are_those_that_jax_derives(features, dtype, output_dtype):
+    x, kernel, dy = normal(2, 3, 5), normal(5, features), normal(2, 3, features)
+    module = Linear(
+        features,
+        ("embed", "mlp"),
+        use_bias=False,
+        dtype=jnp.dtype(dtype),
+        output_dtype=None if output_dtype is None else jnp.dtype(output_dtype),
+    )
+
+    def derived(x, kernel):
+        y, pull = jax.vjp(lambda *given: apply(module, {"kernel": given[1]}, given[0]), x, kernel)
+        return pull(jnp.asarray(dy, y.dtype))
+
+    expected = derived(x, kernel)
+    with constraints(Rules()):
+        found = derived(x, kernel)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        tolerance = 2**-8 if output_dtype else 1e-6
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+
+
+def test_a_linear_outside_of_steps_has_derivatives_in_forward_mode():
+    x, kernel = normal(2, 5), normal(5, 4)
+    module = Linear(4, ("embed", "mlp"), use_bias=False)
+
+    def loss(kernel):
+        return apply(module, {"kernel": kernel}, x).sum()
+
+    assert jax.jvp(loss, (kernel,), (np.ones_like(kernel),))[1] == pytest.approx(
+        4 * x.sum(), rel=1e-5
+    )
+
+
 def test_linear_parameters_are_named_and_float32():
     module = Linear(4, ("embed", "mlp"), dtype=jnp.dtype("bfloat16"))
     assert axes_of(module, normal(2, 5)) == {

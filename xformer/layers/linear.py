@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Num
 
 from xformer.layers.parameter import OUTPUTS_FIRST, scales, with_axes
-from xformer.layers.sharding import gradient_dtype
+from xformer.layers.sharding import gradient_dtype, in_step
 
 GROUPED_PRODUCT = "grouped_product"
 """What `jax.checkpoint` knows products of groups by: it sees no weights in products of batches."""
@@ -143,7 +143,9 @@ def multiply(
     """Multiplies the last axis with a kernel, or that of each leading group with its own.
 
     Devices add up the kernel's gradient as it leaves its product: in the dtype of `x`, unless
-    `MeshConfig.gradient_dtype` names another.
+    `MeshConfig.gradient_dtype` names another. In steps of a run, and for groups, the backward pass
+    is made of products that XLA's CPU compiler turns little around for; elsewhere JAX derives it,
+    so that models have derivatives of every kind.
 
     Args:
         x: Activations in the compute dtype, (..., inputs) or (groups, ..., inputs).
@@ -153,10 +155,9 @@ def multiply(
     Returns:
         The product.
     """
-    wanted = gradient_dtype() or x.dtype
-    if wanted == x.dtype and kernel.ndim == 2:
+    if kernel.ndim == 2 and not in_step():
         return _multiply(dtype, x, kernel)
-    return _multiply_apart(dtype, wanted, x, kernel)
+    return _multiply_apart(dtype, gradient_dtype(), x, kernel)
 
 
 def _multiply(dtype: jnp.dtype, x: Array, kernel: Array) -> Array:
@@ -204,18 +205,18 @@ def multiply_kept(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _multiply_apart(dtype: jnp.dtype, wanted: jnp.dtype, x: Array, kernel: Array) -> Array:
+def _multiply_apart(dtype: jnp.dtype, wanted: jnp.dtype | None, x: Array, kernel: Array) -> Array:
     return _multiply(dtype, x, kernel)
 
 
 def _forward(
-    dtype: jnp.dtype, wanted: jnp.dtype, x: Array, kernel: Array
+    dtype: jnp.dtype, wanted: jnp.dtype | None, x: Array, kernel: Array
 ) -> tuple[Array, tuple[Array, Array]]:
     return _multiply(dtype, x, kernel), (x, kernel)
 
 
 def _backward(
-    dtype: jnp.dtype, wanted: jnp.dtype, saved: tuple[Array, Array], dy: Array
+    dtype: jnp.dtype, wanted: jnp.dtype | None, saved: tuple[Array, Array], dy: Array
 ) -> tuple[Array, Array]:
     """The gradients of activations and kernel, the latter as a product of its own."""
     x, kernel = saved
@@ -224,13 +225,14 @@ def _backward(
     last = x.ndim - 1, kernel.ndim - 1
     dx = lax.dot_general(
         dy,
-        kernel.astype(x.dtype),
+        kernel.astype(x.dtype).astype(dy.dtype),
         ((last[:1], last[1:]), (groups, groups)),
         preferred_element_type=x.dtype,
     )
     # No product is made in less than its operands have: who wants less, has less multiplied.
     operands = jnp.promote_types(x.dtype, dy.dtype)
-    operands = min(operands, wanted, key=lambda one: jnp.dtype(one).itemsize)
+    if wanted is not None:
+        operands = min(operands, wanted, key=lambda one: jnp.dtype(one).itemsize)
     # The narrower one first: XLA's CPU compiler computes it anew in another order.
     is_turned = dy.shape[-1] < x.shape[-1]
     first, second = (dy, x) if is_turned else (x, dy)
@@ -238,10 +240,10 @@ def _backward(
         first.astype(operands),
         second.astype(operands),
         ((places, places), (groups, groups)),
-        preferred_element_type=wanted,
+        preferred_element_type=wanted or operands,
     )
     dkernel = dkernel.swapaxes(-1, -2) if is_turned else dkernel
-    return dx, dkernel.astype(kernel.dtype)
+    return dx, dkernel.astype(wanted or x.dtype).astype(kernel.dtype)
 
 
 _multiply_apart.defvjp(_forward, _backward)

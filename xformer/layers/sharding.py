@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 _gradient_dtype: ContextVar[jnp.dtype | None] = ContextVar("gradient_dtype", default=None)
+_in_step: ContextVar[bool] = ContextVar("in_step", default=False)
 
 
 def mesh_axes(name: str) -> tuple[str, ...]:
@@ -54,11 +55,17 @@ def gradient_dtype() -> jnp.dtype | None:
     return _gradient_dtype.get()
 
 
+def in_step() -> bool:
+    """Whether a step of a run is traced, which takes gradients in reverse alone, if at all."""
+    return _in_step.get()
+
+
 @contextlib.contextmanager
-def gradients_in(dtype: jnp.dtype | None) -> Iterator[None]:
-    """Within it, `gradient_dtype` gives this dtype."""
-    before = _gradient_dtype.set(dtype)
+def step_with_gradients_in(dtype: jnp.dtype | None) -> Iterator[None]:
+    """Within it, `gradient_dtype` gives this dtype, and `in_step` is true."""
+    before = _gradient_dtype.set(dtype), _in_step.set(True)
     try:
         yield
     finally:
-        _gradient_dtype.reset(before)
+        _gradient_dtype.reset(before[0])
+        _in_step.reset(before[1])

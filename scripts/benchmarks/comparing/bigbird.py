@@ -76,13 +76,17 @@ def masked_loss(setting: Setting, *, length: int) -> Program:
 
     import xformer
     from xformer.losses import cross_entropy
+    from xformer.partitioning import Rules, constraints
 
     config, head = config_of(setting), xformer.MaskedLM()
     module, params = programs.our_model(f"Flax{_MASKED_LM}", config, head, setting)
     places, labels = masked_of(length, setting)
 
     def loss(params: Any, ids: Any, places: Any, labels: Any) -> Any:
-        out = module.apply({"params": params}, ids, masked_positions=places, output_logits=False)
+        with constraints(Rules()):  # as in a training step
+            out = module.apply(
+                {"params": params}, ids, masked_positions=places, output_logits=False
+            )
         return cross_entropy(out.logits, labels).loss / labels.size
 
     return programs.jax_program(
