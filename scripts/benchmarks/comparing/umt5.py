@@ -81,12 +81,14 @@ def gradient(setting: Setting) -> Program:
     import jax
 
     from xformer.losses import cross_entropy
+    from xformer.partitioning import Rules, constraints
 
     module, params, rows = ours(setting)
     labels = rows.pop("labels")
 
     def loss(params: Any, rows: Any, labels: Any) -> Any:
-        scores = module.apply({"params": params}, **rows, output_logits=False).logits
+        with constraints(Rules()):  # as in a training step
+            scores = module.apply({"params": params}, **rows, output_logits=False).logits
         return cross_entropy(scores, labels).loss / labels.size
 
     return programs.jax_program(
