@@ -2,7 +2,7 @@
 
 import sys
 
-from xformer.cli.main import main
+from xformer.cli.main import run_process
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_process())

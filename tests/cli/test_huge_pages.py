@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from xformer.cli import huge_pages
+from xformer.cli.main import main
 
 START = "import os, sys; from xformer.cli import huge_pages; huge_pages.use();"
 SAY = "print(sys.argv[1:], os.environ.get('GLIBC_TUNABLES'), os.getpid())"
@@ -93,3 +94,20 @@ def test_processes_of_accelerators_are_left_alone(asked, device, expected, monke
     monkeypatch.setenv("JAX_PLATFORMS", asked)
     monkeypatch.setattr(huge_pages, "_DEVICES", tmp_path)
     assert huge_pages._is_for_cpus() is expected
+
+
+def test_only_processes_of_commands_that_compute_start_again(monkeypatch, capsys):
+    uses = []
+    monkeypatch.setattr(huge_pages, "use", lambda: uses.append(1))
+    missing = ["--gin_file", "none.gin"]
+    assert main(["train", *missing]) == main(["show-config", *missing], is_process=True) == 2
+    assert not uses
+    assert main(["train", *missing], is_process=True) == 2
+    assert uses == [1] and "none.gin" in capsys.readouterr().err
+
+
+@needs_pages
+def test_a_process_that_cannot_start_again_goes_on():
+    broken = "import sys; sys.executable = '/nowhere/python';"
+    printed, number = started(broken + START + SAY)
+    assert printed == f"[] None {number}"

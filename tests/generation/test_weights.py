@@ -49,6 +49,16 @@ def models():
                 vocab_size=V, num_hidden_layers=1, **bert, **full, initializer_range=0.3
             )
         ),
+        "grouped": xformer.FlaxBigBirdForCausalLM(
+            xformer.BigBirdConfig(
+                vocab_size=V,
+                num_hidden_layers=1,
+                **bert,
+                **full,
+                initializer_range=0.3,
+                projection_groups=2,
+            )
+        ),
     }
 
 
@@ -72,7 +82,7 @@ def test_integers_are_within_half_a_scale():
     assert np.isnan(quantized(rows.at[1, 2, 3].set(jnp.nan))[1][1, 2])
 
 
-@pytest.mark.parametrize("name", ["xglm", "umt5", "bigbird"])
+@pytest.mark.parametrize("name", ["xglm", "umt5", "bigbird", "grouped"])
 def test_every_family_computes_with_the_weights_that_are_kept(families, name):
     model = families[name]
     kept = traverse_util.flatten_dict(model.for_decoding("int8").params, sep="/")
@@ -136,6 +146,13 @@ def test_bfloat16_is_the_model_cast_beforehand(families, name):
     np.testing.assert_array_equal(half.generate(ids, **options).sequences, expected)
     expected = logits(model, params)  # the same weights, computed with in float32
     np.testing.assert_allclose(logits(half), expected, rtol=0, atol=0.03 * np.abs(expected).max())
+
+
+def test_settings_of_generation_are_the_copy_s_own(families):
+    model = families["bigbird"]
+    before = model.generation_config.max_length
+    model.for_decoding("int8").generation_config.max_length = before + 1
+    assert model.generation_config.max_length == before
 
 
 def test_generated_tokens_are_those_of_full_forwards(families):

@@ -53,6 +53,13 @@ def gradients(core, *arrays, bias=None, **options):
     return jax.grad(loss, (0, 1), has_aux=True)(tuple(qkv), bias)
 
 
+def test_gradients_of_biases_have_their_dtype():
+    q, k, v, weights = (normal(seed, B, 16, N, H) for seed in range(4))
+    bias = DistanceBias(normal(4, N, 31).astype(jnp.bfloat16))
+    _, dbias = gradients(attend_densely, q, k, v, weights, bias=bias, mask=Mask())[0]
+    assert {leaf.dtype for leaf in jax.tree.leaves(dbias)} == {jnp.dtype("bfloat16")}
+
+
 def assert_equal(found, expected, tolerance=1e-5):
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         x, y = (jnp.asarray(one, jnp.float32) for one in (x, y))

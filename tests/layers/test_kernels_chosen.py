@@ -1,5 +1,6 @@
 """Kernels are chosen by how a model is computed, and change none of its numbers."""
 
+import dataclasses
 import functools
 import importlib.util
 from types import SimpleNamespace
@@ -181,6 +182,31 @@ def test_kernels_of_float16_are_refused_on_tpus():
         half.check_devices([tpu])
     half.check_devices([SimpleNamespace(platform="gpu")])
     Execution("bfloat16", attention="pallas").check_devices([tpu])
+
+
+def test_a_trained_model_is_used_where_its_kernels_do_not_run():
+    assert LOW.on("cpu") == dataclasses.replace(LOW, attention="xla")
+    pallas = Execution(attention="pallas")
+    assert pallas.on("cpu") == Execution()
+    assert pallas.on("tpu") == pallas.on("gpu") == pallas
+    assert LOW.on("gpu") == LOW
+
+
+@pytest.mark.parametrize("lengths", [(7, 7), (5, 8), (6, 9)])
+def test_cudnn_is_given_even_lengths(lengths, monkeypatch):
+    attend = jax.nn.dot_product_attention
+
+    def on_xla(q, k, v, *, implementation, **options):
+        assert implementation == "cudnn" and q.shape[1] % 2 == k.shape[1] % 2 == 0
+        return attend(q, k, v, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", on_xla)
+    q, k = (jax.random.normal(jax.random.key(n), (2, n, 2, 8)) for n in lengths)
+    valid = jnp.arange(lengths[1])[None] < jnp.array([[lengths[1]], [3]])
+    mask = Mask(lengths[0] == lengths[1], key_valid_BS=valid)
+    found = cudnn_attention(q, k, k, mask=mask).context_BTNH
+    expected = dense_attention(q, k, k, mask=mask).context_BTNH
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def attend_to_documents(x, segments, core=cudnn_attention):

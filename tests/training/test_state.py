@@ -174,6 +174,12 @@ def test_adafactor_updates_scanned_layers_like_looped_ones():
             {"model": dataclasses.replace(RUN.model, d_model=12, attention_heads=4)},
             r"mesh axis 'fsdp'=8 must divide the 'embed' dimension 12 of params/model/embed_tok",
         ),
+        (
+            (1, 1, 1, 2),
+            {"execution": Execution(attention="pallas")},
+            r"Execution.attention='pallas' needs the tokens of a row on one device, got "
+            r"MeshConfig.sequence=2; set it to 1, or Execution.attention to 'xla'",
+        ),
     ],
 )
 def test_blueprint_refuses_what_the_mesh_does_not_divide(mesh, fields, message):

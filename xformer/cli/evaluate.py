@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batches", type=int, metavar="N", help="score at most N batches (all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_weights_argument(parser)
+    add_weights_argument(parser, decodes=False)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ huge pages, which the system hands out 512 at once, take back two thirds of it. 
 before a process begins.
 """
 
+import contextlib
 import os
 import platform
 import sys
@@ -21,16 +22,17 @@ _ACCELERATORS = ("nvidia[0-9]*", "accel[0-9]*", "vfio/[0-9]*")
 def use() -> None:
     """Starts this process again with huge pages, under its own number, if it has none yet.
 
-    To be called first. Returns where nothing is to be gained: where JAX will compute on an
-    accelerator, without glibc, where the system has no huge pages or has them for all, or where
-    `GLIBC_TUNABLES` says something about them.
+    To be called first, by a process that is there for one command alone. Returns where nothing is
+    to be gained: where JAX will compute on an accelerator, without glibc, where the system has no
+    huge pages or has them for all, or where `GLIBC_TUNABLES` says something about them.
     """
     if platform.libc_ver()[0] != "glibc" or not _is_for_cpus() or not _are_for_the_asking():
         return
-    if _TUNABLE in os.environ.get(_TUNABLES, ""):
+    if _TUNABLE in os.environ.get(_TUNABLES, "") or not sys.executable:
         return
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], added(os.environ))
+    with contextlib.suppress(OSError):
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], added(os.environ))
 
 
 def added(environment: Mapping[str, str]) -> dict[str, str]:

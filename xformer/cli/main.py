@@ -53,11 +53,17 @@ EXIT_CODES = """exit codes:
   1    anything else"""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def run_process() -> int:
+    """Runs the command that this process was started for, and returns its exit code."""
+    return main(is_process=True)
+
+
+def main(argv: Sequence[str] | None = None, *, is_process: bool = False) -> int:
     """Runs one command.
 
     Args:
         argv: Arguments without the program's name, or None for the process's own.
+        is_process: Whether the process is there for this alone, and may be started again.
 
     Returns:
         Exit code, as `EXIT_CODES` says.
@@ -72,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
-        code = _dispatch([one for one in arguments if one != "--debug"], argv is None)
+        code = _dispatch([one for one in arguments if one != "--debug"], is_process)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -90,7 +96,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str], is_process: bool) -> int:
-    """Runs a command; whether the process is there for it alone decides what may be done to it."""
     at = next((i for i, one in enumerate(arguments) if not one.startswith("-")), len(arguments))
     parser = _program_parser()
     parser.parse_args(arguments[:at])
@@ -191,4 +196,4 @@ def _stdout_is_closed() -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_process())

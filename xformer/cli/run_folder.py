@@ -28,17 +28,19 @@ def add_run_argument(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(gin_bindings=[])
 
 
-def add_weights_argument(parser: argparse.ArgumentParser) -> None:
+def add_weights_argument(parser: argparse.ArgumentParser, *, decodes: bool = True) -> None:
     """Gives a command the argument `--weights`.
 
     Args:
         parser: The command's parser.
+        decodes: Whether it decodes, for which weights of float32 can be laid out anew.
     """
+    layout = ", or to float32 laid out for decoding" if decodes else ""
     parser.add_argument(
         "--weights",
-        choices=WEIGHTS,
+        choices=WEIGHTS if decodes else WEIGHTS[1:],
         help="convert matrices first: to bfloat16, in which all is then computed, to int8 with a "
-        "scale for each output channel, or to float32 laid out for decoding (as they are)",
+        f"scale for each output channel{layout} (default: as they are)",
     )
 
 

@@ -73,7 +73,14 @@ def cudnn_attention(
     (batch, length, _, _), key_length = q_BTNH.shape, k_BSNH.shape[1]
     allowed = dataclasses.replace(mask, causal=False).materialize(length, key_length)
     if allowed is not None:
+        # In training cuDNN takes no odd lengths with a mask, which leaves the rest unread.
+        queries, keys = length % 2, key_length % 2
         allowed = jnp.broadcast_to(allowed, (batch, 1, length, key_length))
+        allowed = jnp.pad(allowed, ((0, 0), (0, 0), (0, queries), (0, keys)))
+        q_BTNH, k_BSNH, v_BSNH = (
+            jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0)))
+            for x, more in ((q_BTNH, queries), (k_BSNH, keys), (v_BSNH, keys))
+        )
     context_BTNH = jax.nn.dot_product_attention(
         q_BTNH,
         k_BSNH,
@@ -82,7 +89,7 @@ def cudnn_attention(
         scale=1.0,
         is_causal=mask.causal,
         implementation="cudnn",
-    )
+    )[:, :length]
     if head_mask_N is not None:
         context_BTNH = context_BTNH * head_mask_N.astype(context_BTNH.dtype)[None, None, :, None]
     return CoreOutput(context_BTNH)

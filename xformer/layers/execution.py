@@ -91,6 +91,13 @@ class Execution:
         """The same with unrolled layers, for what has no backward pass."""
         return dataclasses.replace(self, layers="loop", remat="none")
 
+    def on(self, platform: str) -> "Execution":
+        """The same, with attention by XLA where nothing faster runs on devices of a platform."""
+        runs = {"cudnn": ("gpu", "cuda"), "pallas": ("gpu", "cuda", "tpu")}
+        if platform in runs.get(self.attention, (platform,)):
+            return self
+        return dataclasses.replace(self, attention="xla")
+
     def check_devices(self, devices: Iterable[Any]) -> None:
         """Checks that devices can do what is asked for.
 

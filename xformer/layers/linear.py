@@ -114,16 +114,22 @@ class GroupedLinear(nn.Module):
                 f"GroupedLinear.groups={self.groups} must divide the widths {width} and "
                 f"{self.features}"
             )
-        kernel_GDF = self.param(
-            "kernel",
-            with_axes(self.kernel_init, ("groups", *self.axes)),
-            (self.groups, width // self.groups, self.features // self.groups),
-            jnp.float32,
-        )
         # Products of leading groups take two thirds of the time on CPUs; projections that follow
         # each other leave them in front.
         x_BTGD = x_BTD.astype(self.dtype).reshape(batch, length, self.groups, -1)
-        y_GBTF = multiply(jnp.moveaxis(x_BTGD, 2, 0), kernel_GDF, self.dtype)
+        x_GBTD = jnp.moveaxis(x_BTGD, 2, 0)
+        kept_GFD: Any = self.get_variable("params", OUTPUTS_FIRST)
+        if kept_GFD is not None:
+            kept = jax.vmap(multiply_kept)(x_GBTD, kept_GFD, scales(self, "kernel"))
+            y_GBTF = kept.astype(self.dtype)
+        else:
+            kernel_GDF = self.param(
+                "kernel",
+                with_axes(self.kernel_init, ("groups", *self.axes)),
+                (self.groups, width // self.groups, self.features // self.groups),
+                jnp.float32,
+            )
+            y_GBTF = multiply(x_GBTD, kernel_GDF, self.dtype)
         if self.use_bias:
             bias_F = self.param(
                 "bias",
@@ -143,9 +149,9 @@ def multiply(
     """Multiplies the last axis with a kernel, or that of each leading group with its own.
 
     Devices add up the kernel's gradient as it leaves its product: in the dtype of `x`, unless
-    `MeshConfig.gradient_dtype` names another. In steps of a run, and for groups, the backward pass
-    is made of products that XLA's CPU compiler turns little around for; elsewhere JAX derives it,
-    so that models have derivatives of every kind.
+    `MeshConfig.gradient_dtype` names another. In steps of a run the backward pass is made of
+    products that XLA's CPU compiler turns little around for; elsewhere JAX derives it, so that
+    models have derivatives of every kind.
 
     Args:
         x: Activations in the compute dtype, (..., inputs) or (groups, ..., inputs).
@@ -155,7 +161,7 @@ def multiply(
     Returns:
         The product.
     """
-    if kernel.ndim == 2 and not in_step():
+    if not in_step():
         return _multiply(dtype, x, kernel)
     return _multiply_apart(dtype, gradient_dtype(), x, kernel)
 

@@ -31,7 +31,7 @@ def scale_name(name: str) -> str:
     return f"{name}_scale"
 
 
-def scales(module: nn.Module, name: str) -> Float[Array, " _"] | None:
+def scales(module: nn.Module, name: str) -> Float[Array, "*channels"] | None:
     """What the outputs of a matrix are multiplied with where decoding keeps it as int8.
 
     Args:

@@ -29,7 +29,7 @@ def advice(run: Run, plan: Plan) -> list[str]:
         )
     if execution.remat in ("none", "minimal"):
         found.append(f'recompute more: Execution.remat = "full" (now "{execution.remat}")')
-    if execution.attention == "xla" and mesh["sequence"] == 1:
+    if execution.attention == "xla" and mesh["sequence"] == 1 and execution.dtype != "float16":
         found.append('keep less of what attention computes: Execution.attention = "pallas"')
     if execution.dtype == "float32":
         found.append('halve what is kept of activations: Execution.dtype = "bfloat16"')

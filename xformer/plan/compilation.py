@@ -176,6 +176,7 @@ def measure(
         ValueError: if the mesh does not divide the devices, the batch or an array; names the key.
     """
     mesh = make_mesh(run.mesh, devices)
+    run.execution.check_devices(mesh.devices.flat)
     design = blueprint(run, mesh)
     batch = batch_shapes(run, length)
     traced = trace_step(run, design, batch)

@@ -74,6 +74,7 @@ class FlaxGenerationMixin(FlaxPreTrainedModel):
         model = copy.copy(self)
         model._config = dataclasses.replace(self._config)
         model._execution, model._module = execution, None
+        model._generation_config = copy.copy(self._generation_config)
         model.dtype, model._is_initialized = execution.compute_dtype, True
         given = self._complete(self.params if params is None else params)
         model._params = decoding_params(given, weights)

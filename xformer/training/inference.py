@@ -72,7 +72,8 @@ def _fit(run: Run) -> Run:
         run = dataclasses.replace(run, mesh=MeshConfig())
     ways = partitioning.batch_ways(partitioning.make_mesh(run.mesh), run.rules)
     rows = -(-run.batch_size // (run.accumulation_steps * ways)) * ways
-    return dataclasses.replace(run, batch_size=rows, accumulation_steps=1)
+    execution = run.execution.on(jax.devices()[0].platform)
+    return dataclasses.replace(run, batch_size=rows, accumulation_steps=1, execution=execution)
 
 
 def predict(

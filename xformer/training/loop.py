@@ -108,7 +108,9 @@ def train(
     # Before the devices are known, which takes all processes.
     settings = {"packages": package_versions(), "commit": commit(), "Run": describe(run)}
     check_processes("settings", settings)
-    plan = blueprint(run, partitioning.make_mesh(run.mesh))
+    mesh = partitioning.make_mesh(run.mesh)
+    run.execution.check_devices(mesh.devices.flat)
+    plan = blueprint(run, mesh)
     tokenizer = read_tokenizer(run.train_data)
     _check_tokenizers(run, tokenizer)
     with contextlib.ExitStack() as stack:

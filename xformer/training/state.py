@@ -89,11 +89,10 @@ def blueprint(run: Run, mesh: Mesh, *, pad: bool = True) -> Blueprint:
         The parts and shapes; no array is allocated.
 
     Raises:
-        ValueError: if the mesh does not divide the batch, the heads or an array, or its devices
-            lack memory that `Run.execution` asks for; names the key.
+        ValueError: if the mesh does not divide the batch, the heads or an array, or splits tokens
+            that `Run.execution` cannot attend to; names the key.
     """
     _check_mesh(run, mesh)
-    run.execution.check_devices(mesh.devices.flat)
     module = build(run.model, run.head, run.execution)
     params, names = _abstract_params(module, run.head)
     optimizer = run.optimizer.build(run.steps)
@@ -223,4 +222,10 @@ def _check_mesh(run: Run, mesh: Mesh) -> None:
         raise ValueError(
             f"mesh axis 'tensor'={tensor} must divide the model's {heads} attention heads; set "
             f"MeshConfig.tensor or {type(run.model).__name__}'s heads"
+        )
+    attention, sequence = run.execution.attention, mesh.shape.get("sequence", 1)
+    if attention != "xla" and sequence > 1:
+        raise ValueError(
+            f"Execution.attention={attention!r} needs the tokens of a row on one device, got "
+            f"MeshConfig.sequence={sequence}; set it to 1, or Execution.attention to 'xla'"
         )

@@ -144,6 +144,7 @@ CASES = [
         },
         (Goal("PyTorch", 1.4, 1.8),),
         tolerance=1e-3,
-        note="Two labels of texts, AdamW, gradients clipped at 1, no dropout.",
+        note="Two labels of texts, AdamW, gradients clipped at 1, no dropout; "
+        "memory of xformer in huge pages, as in `xformer train`.",
     ),
 ]

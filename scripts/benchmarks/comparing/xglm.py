@@ -117,7 +117,8 @@ CASES = [
         {OURS: Side(train, trains=True), "Flax": Side(flax_train)},  # a third side takes 5 GB more
         (Goal("Flax", 1.1, 1.3),),
         tolerance=1e-3,
-        note="Next token, AdamW, gradients clipped at 1, no dropout.",
+        note="Next token, AdamW, gradients clipped at 1, no dropout; "
+        "memory of xformer in huge pages, as in `xformer train`.",
     ),
     *decoding.cases(
         "xglm",

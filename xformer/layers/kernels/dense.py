@@ -140,6 +140,8 @@ def _backward(task: _Task, saved: Any, dout_BTNH: Array) -> tuple[Inputs]:
         means_BNT=means_BTN.swapaxes(1, 2),
     )
     dq_BTNH, dk_BSNH, dv_BSNH, dbias_NC = _run(task, "gradients", given)
+    if inputs.bias_NC is not None:
+        dbias_NC = dbias_NC.astype(inputs.bias_NC.dtype)
     return (Inputs(dq_BTNH, dk_BSNH, dv_BSNH, bias_NC=dbias_NC),)
 
 
