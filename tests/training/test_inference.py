@@ -62,12 +62,16 @@ def test_eval_takes_bindings_for_the_command_alone(run_folder, capsys):
 
 def test_eval_scores_the_weights_that_decoding_keeps(run_folder, capsys):
     losses = {}
-    for weights in ("float32", "int8", "bfloat16"):
-        code, out = output_of(capsys, "eval", run_folder, "--json", "--weights", weights)
+    for weights in (None, "int8", "bfloat16"):
+        flags = ("--weights", weights) if weights else ()
+        code, out = output_of(capsys, "eval", run_folder, "--json", *flags)
         assert code == 0, out.err
         losses[weights] = json.loads(out.out)["loss"]
     assert len({*losses.values()}) == 3
-    np.testing.assert_allclose(losses["int8"], losses["float32"], rtol=2e-3)
+    np.testing.assert_allclose(losses["int8"], losses[None], rtol=2e-3)
+    with pytest.raises(SystemExit):  # it would change nothing
+        output_of(capsys, "eval", run_folder, "--weights", "float32")
+    capsys.readouterr()
     code, out = output_of(
         capsys, "generate", run_folder, "The", "--max-new-tokens", 3, "--weights", "int8"
     )
