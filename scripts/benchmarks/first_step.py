@@ -57,7 +57,7 @@ def main() -> None:
     """Measures every form, and prints a table."""
     args = parse_arguments()
     print("| layers | " + " | ".join(f"{form}, {state}" for form, state in forms()) + " |")
-    print("|---" * (1 + len(list(forms()))) + "|")
+    print("|---" * (1 + len(forms())) + "|")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         prepare(folder)

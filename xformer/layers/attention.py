@@ -36,6 +36,15 @@ class CoreOutput:
     probabilities_BNTS: Float[Array, "B N T S"] | None = None
 
 
+def masked_heads(
+    context_BTNH: Float[Array, "B T N H"], head_mask_N: Float[Array, " N"] | None
+) -> Float[Array, "B T N H"]:
+    """Contexts times the factors of their heads, for cores that make no probabilities to mask."""
+    if head_mask_N is None:
+        return context_BTNH
+    return context_BTNH * head_mask_N.astype(context_BTNH.dtype)[None, None, :, None]
+
+
 @runtime_checkable
 class AttentionCore(Protocol):
     """The signature that every core has; see `dense_attention` for the meaning."""

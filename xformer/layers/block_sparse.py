@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from xformer.layers.attention import CoreOutput, dense_attention
+from xformer.layers.attention import CoreOutput, dense_attention, masked_heads
 from xformer.layers.block_rows import Given, Reading, attend_in_blocks
 from xformer.layers.mask import Mask
 from xformer.layers.relative_bias import DistanceBias
@@ -180,11 +180,7 @@ class BlockSparse:
             self.block_size, repeats, mask.causal, dropout_rate, self.random_reach, axes
         )
         context_BTNH = self.attend(reading, q_BTNH, k_BTNH, v_BTNH, given, key)
-        if head_mask_N is not None:
-            context_BTNH = (
-                context_BTNH * head_mask_N.astype(context_BTNH.dtype)[None, None, :, None]
-            )
-        return CoreOutput(context_BTNH)
+        return CoreOutput(masked_heads(context_BTNH, head_mask_N))
 
     def _shares(self, mask: Mask, length: int, key_length: int) -> Float[Array, "_ T S"]:
         """Logarithms of how often each query reads each key, for the definition."""

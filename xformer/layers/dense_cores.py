@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from xformer.layers.attention import AttentionCore, CoreOutput, dense_attention
+from xformer.layers.attention import AttentionCore, CoreOutput, dense_attention, masked_heads
 from xformer.layers.execution import Execution
 from xformer.layers.mask import Mask
 from xformer.layers.relative_bias import DistanceBias
@@ -90,6 +90,4 @@ def cudnn_attention(
         is_causal=mask.causal,
         implementation="cudnn",
     )[:, :length]
-    if head_mask_N is not None:
-        context_BTNH = context_BTNH * head_mask_N.astype(context_BTNH.dtype)[None, None, :, None]
-    return CoreOutput(context_BTNH)
+    return CoreOutput(masked_heads(context_BTNH, head_mask_N))

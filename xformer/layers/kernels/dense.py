@@ -14,7 +14,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from xformer.layers.attention import CoreOutput, dense_attention
+from xformer.layers.attention import CoreOutput, dense_attention, masked_heads
 from xformer.layers.dropout import numbered_seeds
 from xformer.layers.kernels import dense_gpu, dense_tpu
 from xformer.layers.kernels.dense_tiles import Inputs
@@ -98,9 +98,7 @@ def attend_densely(
         seeds_BN2,
     )
     context_BTNH = _traced_once(task, inputs)
-    if head_mask_N is not None:
-        context_BTNH = context_BTNH * head_mask_N.astype(context_BTNH.dtype)[None, None, :, None]
-    return CoreOutput(context_BTNH)
+    return CoreOutput(masked_heads(context_BTNH, head_mask_N))
 
 
 class _Task(NamedTuple):
