@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
 from xformer import partitioning
-from xformer.layers import block_rows
+from xformer.layers import block_rows, block_steps
 from xformer.layers.attention import AttentionCore, dense_attention
 from xformer.layers.block_sparse import BlockSparse, block_counts, pad_blocks
 from xformer.layers.mask import Mask
@@ -152,25 +152,58 @@ def situations(draw):
 def test_linear_computation_is_the_definition(situation):
     core, length, seed, mask, head_mask, per_step = situation
     arrays = *qkv(length, seed), normal(seed + 1, B, length, N, H)
+    options = {"mask": mask, "head_mask_N": head_mask}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(block_rows, "_SCORES_PER_STEP", per_step)
+        patch.setattr(block_steps, "_SCORES_PER_STEP", per_step)
         block_rows.attend_in_blocks.clear_cache()  # traced with another number
-        found = values_and_gradients(linear, core, *arrays, mask=mask, head_mask_N=head_mask)
+        found = values_and_gradients(linear, core, *arrays, **options)
+        in_parts = by_one_device(core, *arrays, **options)
     for function in (values_and_gradients, block_rows.attend_in_blocks):
         function.clear_cache()
-    expected = values_and_gradients(defined, core, *arrays, mask=mask, head_mask_N=head_mask)
+    expected = values_and_gradients(defined, core, *arrays, **options)
     assert_equal(found, expected)
+    assert_equal(in_parts, expected)
+
+
+def by_one_device(core, *arrays, attend=linear, **options):
+    """Value and gradients by a CPU that is alone, which takes the heads in parts: here of one."""
+    with pytest.MonkeyPatch.context() as patch, jax.set_mesh(jax.make_mesh((1,), ("one",))):
+        for heads in ("_FORWARD_HEADS", "_BACKWARD_HEADS"):
+            patch.setattr(block_rows, heads, 1)
+        return values_and_gradients(attend, core, *arrays, **options)
+
+
+def test_a_cpu_that_is_alone_takes_heads_in_parts_and_drops_the_same(monkeypatch):
+    taken = []
+    by_heads = block_steps.Steps.by_heads
+    monkeypatch.setattr(
+        block_steps.Steps,
+        "by_heads",
+        lambda *arguments: taken.append(parts := by_heads(*arguments)) or parts,
+    )
+    dropping = functools.partial(linear, dropout_rate=0.3, key=jax.random.key(2))
+    arrays = *qkv(BLOCKS * W), normal(1, B, BLOCKS * W, N, H)
+    mask = Mask(random_blocks_NMR=plan(BLOCKS, 2))
+    found = by_one_device(CORE, *arrays, attend=dropping, mask=mask)
+    assert N in map(len, taken)
+    taken.clear()
+    expected = values_and_gradients(dropping, CORE, *arrays, mask=mask)
+    assert set(map(len, taken)) == {1}
+    assert_equal(found, expected)
+    assert not np.allclose(found[1], values_and_gradients(linear, CORE, *arrays, mask=mask)[1])
 
 
 def test_gradients_of_random_blocks_are_added_alike_on_every_device():
-    before, part = normal(0, 2, N, 5, B, H, W), normal(1, 2, B, N, 7, H, 3, W)
+    before, part = normal(0, N, 5, B, H, W), normal(1, B, N, 7, H, 3, W)
     blocks = jnp.asarray(np.random.default_rng(2).integers(0, 5, (N, 7, 3)), jnp.int32)
     expected = np.array(before)
     for place in np.ndindex(blocks.shape):
         head, row, which = place
-        expected[:, head, blocks[place]] += part[:, :, head, row, :, which]
-    for add in (block_rows._add_blocks, block_rows._add_by_product):
+        expected[head, blocks[place]] += part[:, head, row, :, which]
+    for add in (block_steps._add_to_source, block_steps._add_by_product):
         assert_equal(jax.jit(add)(before, blocks, part), expected)
+    found = jax.jit(block_steps._add_blocks)(before.transpose(2, 0, 3, 1, 4), blocks, part)
+    assert_equal(found, expected.transpose(2, 0, 3, 1, 4))
 
 
 def test_linear_computation_of_every_block_is_dense_attention():
@@ -374,7 +407,7 @@ def test_split_tokens_may_be_bfloat16(reach):
 
 
 def test_split_tokens_take_less_memory_and_send_blocks_alone(monkeypatch):
-    monkeypatch.setattr(block_rows, "_SCORES_PER_STEP", 5000)  # so that steps are not what counts
+    monkeypatch.setattr(block_steps, "_SCORES_PER_STEP", 5000)  # so that steps are not what counts
     block_rows.attend_in_blocks.clear_cache()
     core, length, temporary = BlockSparse(8, 2, 5), 1024 * 8, {}
     drawn = np.random.default_rng(0).integers(0, 5, (N, 1024, 2))

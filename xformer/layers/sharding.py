@@ -50,6 +50,14 @@ def ways(axes: tuple[str, ...]) -> int:
     return math.prod(sizes[axis] for axis in axes)
 
 
+def on_one_device() -> bool:
+    """Whether what is traced is computed by one device, or is one device's part."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return jax.device_count() == 1  # arrays may be split all the same
+    return ways(tuple(set(mesh.axis_names) - set(mesh.manual_axes))) == 1
+
+
 def gradient_dtype() -> jnp.dtype | None:
     """The dtype that devices add up gradients of weights in; None is what their product gives."""
     return _gradient_dtype.get()

@@ -1,0 +1,47 @@
+"""Who reads whom in block-sparse attention: what its computations are given beside tokens.
+
+B counts rows, T their tokens, N heads, M query blocks and R the random blocks that each reads.
+"""
+
+from dataclasses import dataclass
+
+from flax import struct
+from jaxtyping import Array, Int, UInt32
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The static part of who reads whom.
+
+    Attributes:
+        block_size: Tokens per block, W.
+        repeats: How many more times query blocks read block 0.
+        causal: Whether a query reads only keys at its own place or before it.
+        dropout_rate: Probability of dropping a probability, where there is a seed.
+        reach: The random blocks are among the first this many; None: anywhere.
+        axes: Mesh axes that the tokens are split over, of the mesh in force.
+    """
+
+    block_size: int
+    repeats: int
+    causal: bool
+    dropout_rate: float
+    reach: int | None = None
+    axes: tuple[str, ...] = ()
+
+
+@struct.dataclass
+class Given:
+    """The arrays that say who reads whom, whole on every device that splits the tokens.
+
+    Attributes:
+        random_blocks_NMR: Random blocks of each head and query block, or None.
+        query_segments_BT: Document of each query; None reads the keys of all documents.
+        key_segments_BT: Document of each key, 0 for padding; None reads every key.
+        seed_2: Random words of the dropout; None drops nothing.
+    """
+
+    random_blocks_NMR: Int[Array, "N M R"] | None = None
+    query_segments_BT: Int[Array, "B T"] | None = None
+    key_segments_BT: Int[Array, "B T"] | None = None
+    seed_2: UInt32[Array, "two"] | None = None
