@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from xformer.layers.attention import CoreOutput, dense_attention, masked_heads
-from xformer.layers.block_rows import Given, Reading, attend_in_blocks
+from xformer.layers.block_reading import Given, Reading
+from xformer.layers.block_rows import attend_in_blocks
 from xformer.layers.mask import Mask
 from xformer.layers.relative_bias import DistanceBias
 from xformer.layers.sharding import mesh_axes

@@ -1,4 +1,4 @@
-"""Dropout of block-sparse attention in kernels: that of `xformer.layers.block_rows`, bit for bit.
+"""Dropout of block-sparse attention in kernels: that of `xformer.layers.block_steps`, bit for bit.
 
 Its factors are made from a seed and a place. What a query block reads has a seed for the query
 block, and what the global query blocks read one for each key block; the place is that among all

@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
-from xformer.layers.block_rows import Given, Reading
+from xformer.layers.block_reading import Given, Reading
 from xformer.layers.kernels.block_gpu_kernels import (
     columns_of,
     key_gradients,

@@ -8,7 +8,7 @@ import jax
 from jax.experimental import pallas as pl
 from jaxtyping import Array
 
-from xformer.layers.block_rows import Given, Reading
+from xformer.layers.block_reading import Given, Reading
 
 NEAR = 5
 """Global and neighbouring blocks of a list, which come first."""

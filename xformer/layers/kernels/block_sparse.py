@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from xformer.layers.block_rows import Given, Reading
+from xformer.layers.block_reading import Given, Reading
 from xformer.layers.kernels import block_gpu, block_tpu
 from xformer.layers.kernels.block_dropout import draws
 from xformer.layers.kernels.devices import by_platform, split

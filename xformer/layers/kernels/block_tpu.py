@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from xformer.layers.block_rows import Given, Reading
+from xformer.layers.block_reading import Given, Reading
 from xformer.layers.kernels import block_tpu_fetch
 from xformer.layers.kernels.block_readers import readers
 from xformer.layers.kernels.block_shape import Shape
