@@ -165,11 +165,11 @@ def test_linear_computation_is_the_definition(situation):
     assert_equal(in_parts, expected)
 
 
-def by_one_device(core, *arrays, attend=linear, **options):
-    """Value and gradients by a CPU that is alone, which takes the heads in parts: here of one."""
+def by_one_device(core, *arrays, attend=linear, together=1, **options):
+    """Value and gradients by a CPU that is alone, which takes so many heads together."""
     with pytest.MonkeyPatch.context() as patch, jax.set_mesh(jax.make_mesh((1,), ("one",))):
         for heads in ("_FORWARD_HEADS", "_BACKWARD_HEADS"):
-            patch.setattr(block_rows, heads, 1)
+            patch.setattr(block_rows, heads, together)
         return values_and_gradients(attend, core, *arrays, **options)
 
 
@@ -182,10 +182,11 @@ def test_a_cpu_that_is_alone_takes_heads_in_parts_and_drops_the_same(monkeypatch
         lambda *arguments: taken.append(parts := by_heads(*arguments)) or parts,
     )
     dropping = functools.partial(linear, dropout_rate=0.3, key=jax.random.key(2))
-    arrays = *qkv(BLOCKS * W), normal(1, B, BLOCKS * W, N, H)
-    mask = Mask(random_blocks_NMR=plan(BLOCKS, 2))
-    found = by_one_device(CORE, *arrays, attend=dropping, mask=mask)
-    assert N in map(len, taken)
+    arrays = *qkv(BLOCKS * W, heads=4), normal(1, B, BLOCKS * W, 4, H)
+    table = plan(BLOCKS, 2)
+    mask = Mask(random_blocks_NMR=jnp.concatenate([table, table[:1]]))
+    found = by_one_device(CORE, *arrays, attend=dropping, together=2, mask=mask)
+    assert 2 in map(len, taken)
     taken.clear()
     expected = values_and_gradients(dropping, CORE, *arrays, mask=mask)
     assert set(map(len, taken)) == {1}

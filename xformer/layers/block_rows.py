@@ -1,9 +1,9 @@
 """The linear computation of block-sparse attention, with a backward pass of its own.
 
 The two global query blocks read all keys, a few blocks a step; the other query blocks are taken a
-few a step, each with the 5 + R blocks that it reads, which the step lays out by head. The gradients
-of keys and values are added up in place, so nothing that lives longer than a step is larger than
-the inputs.
+few a step, each with the 5 + R blocks that it reads, which the step lays out by head
+(`xformer.layers.block_steps`). The gradients of keys and values are added up in place, so nothing
+that lives longer than a step is larger than the inputs.
 
 Where the tokens of a row are split over devices, each takes the steps of its own blocks, with what
 `xformer.layers.block_shards` brings from the others; the global query blocks read on every device,
@@ -96,7 +96,7 @@ _attend.defvjp(_forward, _backward)
 
 
 def _by_platform(function: Any, reading: Reading, *arrays: Any) -> Any:
-    """Computes in the way that suits the device; where many share the heads they decide."""
+    """Computes as suits the device: a CPU that is alone parts the heads, which a mesh may split."""
     default = functools.partial(function, reading, False)
     if reading.axes or not on_one_device():
         return default(*arrays)

@@ -145,12 +145,12 @@ class Steps:
         """The global query blocks' part of what belongs to queries."""
         ends_BMWN = self._own(self.shards.ends(self._in_blocks(x_BTN), 1), 3)
         batch, _, _, *rest = ends_BMWN.shape
-        return _heads_first(ends_BMWN.reshape(batch, 1, 2 * self.width, *rest))
+        return _heads_first(ends_BMWN.reshape(batch, 1, _GLOBAL * self.width, *rest))
 
     def from_ends(self, ends_BNMW: Array) -> Array:
         """What belongs to queries, of which only this part is known."""
         batch, _, _, *rest = (ends_BMWN := _tokens_first(ends_BNMW)).shape
-        ends_BRWN = ends_BMWN.reshape(batch, 2, self.width, *rest)
+        ends_BRWN = ends_BMWN.reshape(batch, _GLOBAL, self.width, *rest)
         return self.shards.with_ends(ends_BRWN, self.held, 1).reshape(batch, -1, *rest)
 
     def without_ends(self, queries: Queries, number: Array) -> Queries:
@@ -276,13 +276,13 @@ class Steps:
         is_new_MR = (window_MR > 0) & (window_MR < last)  # a global block is not read twice
         share = math.log1p(self.reading.repeats)
         shares_MR = jnp.where(is_new_MR, 0.0, LOWEST)
-        shares_MR = jnp.pad(shares_MR, ((0, 0), (2, 0))).at[:, 0].set(share)
+        shares_MR = jnp.pad(shares_MR, ((0, 0), (_GLOBAL, 0))).at[:, 0].set(share)
         ends_MR = jnp.broadcast_to(jnp.array([[0, last]]), (rows, 2))
         blocks_MR = jnp.concatenate([ends_MR, jnp.clip(window_MR, 0, last)], axis=1)
         blocks_NMR, shares_NMR = blocks_MR[None], shares_MR[None]
         if random_NMR is not None:
             random_NMR = _slice(random_NMR, 1 + self.offset, rows, axis=1)
-            blocks_NMR = jnp.broadcast_to(blocks_NMR, (len(random_NMR), rows, 5))
+            blocks_NMR = jnp.broadcast_to(blocks_NMR, (len(random_NMR), *blocks_MR.shape))
             blocks_NMR = jnp.concatenate([blocks_NMR, random_NMR], axis=2)
             shares_NMR = jnp.pad(shares_NMR, ((0, 0), (0, 0), (0, random_NMR.shape[2])))
         segments_BNMS = self._segments(self.given.key_segments_BT, blocks_NMR)
