@@ -38,6 +38,7 @@ from xformer.generation.search import Limits
 from xformer.generation.weights import WEIGHTS, decoding_execution, decoding_params
 from xformer.layers.execution import Execution
 from xformer.layers.heads import CausalLM
+from xformer.layers.linear import multiply_kept
 from xformer.models import build
 from xformer.plan.topology import Topology, avoid_accelerators
 
@@ -182,16 +183,19 @@ def products(layers: int, rows: int, dtype: str, fused: bool, out_first: bool) -
     ]
 
     def multiply(x_BD: jax.Array, kernel: jax.Array) -> jax.Array:
-        sides = ((1,), (int(out_first),)), ((), ())
-        wide = jax.lax.dot_general(x_BD, kernel, sides, preferred_element_type=jnp.float32)
-        return wide.astype(dtype)
+        if out_first:
+            return multiply_kept(x_BD, kernel).astype(dtype)
+        return jnp.matmul(x_BD, kernel, preferred_element_type=jnp.float32).astype(dtype)
+
+    def normed(x_BD: jax.Array) -> jax.Array:
+        return jax.nn.standardize(x_BD.astype(jnp.float32)).astype(dtype)
 
     def token(weights: Any, x_BD: jax.Array) -> jax.Array:
         for *qkv, out, up, down in weights:
             context_BD = jnp.concatenate([multiply(x_BD, kernel) for kernel in qkv], axis=1)
             context_BD = sum(jnp.split(context_BD, 3, axis=1))
-            x_BD = jnp.tanh(multiply(context_BD, out))
-            x_BD = jnp.tanh(multiply(jax.nn.relu(multiply(x_BD, up)), down))
+            x_BD = normed(multiply(context_BD, out))
+            x_BD = normed(multiply(jax.nn.relu(multiply(x_BD, up)), down))
         return x_BD
 
     @jax.jit

@@ -1,5 +1,7 @@
 """Which tokens may be drawn, and how often."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,11 @@ from xformer.generation.sampling import LEAST_TEMPERATURE, Sampling, allowed_log
 PROBABILITIES = np.array([0.10, 0.40, 0.05, 0.25, 0.20])
 LOGITS = jnp.asarray(np.log(PROBABILITIES), jnp.float32) + 3.0
 DRAWS = 20_000
-draw = jax.jit(next_token, static_argnames="sampling")
+
+
+@functools.partial(jax.jit, static_argnames="sampling")
+def draw(logits, key, sampling):
+    return next_token(logits, key, sampling)[0]
 
 
 def kept(sampling, probabilities=PROBABILITIES):
@@ -46,6 +52,16 @@ def test_greedy_takes_the_most_likely_and_the_first_of_equals():
     logits = jnp.array([[0.0, 3.0, 1.0], [2.0, 2.0, 1.0], [-9.0, -8.0, -7.0]])
     tokens = draw(logits, jax.random.key(0), sampling=Sampling())
     assert tokens.tolist() == [1, 0, 2] and tokens.dtype == jnp.int32
+
+
+def test_the_first_of_the_most_likely_tokens_is_taken():
+    nan, inf = jnp.nan, jnp.inf
+    logits = jnp.asarray(
+        [[1, 3, 2, 3], [-inf] * 4, [nan] * 4, [-5, -inf, -4, -4.5], [0, 1, inf, 2]]
+    )
+    tokens = draw(logits, jax.random.key(0), sampling=Sampling())
+    assert tokens.dtype == jnp.int32 and tokens.tolist() == [1, 0, 0, 2, 2]
+    assert tokens.tolist() == logits.argmax(axis=-1).tolist()
 
 
 def test_draws_follow_the_key():
@@ -106,7 +122,7 @@ def test_every_row_has_its_own_limit(sampling):
 
 def test_the_least_temperature_draws_the_most_likely_token():
     logits = jnp.array([[-1e7, 1e7, 1e7 - 2], [0.5, 0.25, -jnp.inf]])
-    drawn = next_token(logits, jax.random.key(0), Sampling(LEAST_TEMPERATURE))
+    drawn, _ = next_token(logits, jax.random.key(0), Sampling(LEAST_TEMPERATURE))
     assert drawn.tolist() == [1, 0]
 
 

@@ -26,16 +26,29 @@ def loop_bodies(text):
     return [part for part in re.split(r"\n(?=%|ENTRY)", text) if part[1:].split(" ")[0] in names]
 
 
-@pytest.mark.parametrize("weights", WEIGHTS)
-def test_the_loop_converts_no_weight(weights):
+def written(weights, rows=2):
+    """The compiled program that writes eight tokens."""
     module = build(CONFIG, CausalLM(), decoding_execution(Execution(), weights))
     drawn = meta.unbox(jax.jit(module.init)(jax.random.key(0), IDS)["params"])
     params = decoding_params(drawn, weights)
     limits = Limits(*(jnp.asarray(n, jnp.int32) for n in (0, 0, 8)))
     search = compiled_search(module, 8, Decoding.of(CONFIG))
-    prompts = prompts_of(CONFIG, IDS)
-    program = search.lower(params, prompts, limits, jax.random.key(0)).compile().as_text()
-    bodies = loop_bodies(program)
+    prompts = prompts_of(CONFIG, IDS[:rows])
+    return search.lower(params, prompts, limits, jax.random.key(0)).compile().as_text()
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_the_loop_converts_no_weight(weights):
+    bodies = loop_bodies(written(weights))
     assert any("while" in body or "fusion" in body for body in bodies)
     made = r"= \w+\[(24,24|24,40|40,24|57,24|24,57)\]\S* (convert|fusion|copy)\("
     assert not [line for body in bodies for line in body.splitlines() if re.search(made, line)]
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="it is CPUs that make such copies")
+@pytest.mark.parametrize("rows", [1, 2])
+def test_no_matrix_of_bfloat16_is_copied_to_float32(rows):
+    copied = re.findall(
+        r"= f32\[(?:24,24|24,40|40,24|57,24|24,57)\]\S* fusion\(.*", written("bfloat16", rows)
+    )
+    assert not copied

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 
 import flax.linen as nn
 import jax
@@ -11,7 +12,7 @@ import pytest
 
 from xformer.layers.embedding import TokenEmbedding
 from xformer.layers.feedforward import ACTIVATIONS, feed_forward
-from xformer.layers.linear import GroupedLinear, Linear
+from xformer.layers.linear import GroupedLinear, Linear, multiply_kept
 from xformer.layers.norm import layer_norm
 from xformer.partitioning import Rules, constraints
 
@@ -40,6 +41,26 @@ def test_linear_is_a_matrix_product(shape, use_bias):
     params = {"kernel": kernel, "bias": bias} if use_bias else {"kernel": kernel}
     y = apply(Linear(4, ("embed", "mlp"), use_bias=use_bias), params, x)
     np.testing.assert_allclose(y, x @ kernel + bias * use_bias, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 5), (2, 5), (2, 32, 5), (5, 13, 5)], ids=str)
+@pytest.mark.parametrize("dtype, scaled", [("float32", False), ("bfloat16", False), ("int8", True)])
+def test_matrices_that_are_kept_for_decoding_multiply_any_number_of_rows(shape, dtype, scaled):
+    x = normal(*shape).astype("bfloat16" if dtype == "bfloat16" else "float32")
+    matrix = (20 * normal(7, 5)).astype(dtype)
+    scale = np.abs(normal(7)) if scaled else None
+    y = jax.jit(multiply_kept)(x, matrix, scale)
+    expected = x.astype(np.float32) @ matrix.astype(np.float32).T * (scale if scaled else 1.0)
+    assert y.dtype == jnp.float32
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the order of operands is that of CPUs")
+@pytest.mark.parametrize("rows, order", [(8, (7, 8)), (64, (7, 64)), (65, (65, 7))])
+def test_few_rows_come_second_in_products_on_cpus(rows, order):
+    text = jax.jit(multiply_kept).lower(normal(rows, 5), normal(7, 5)).compile().as_text()
+    shapes = re.findall(r"= f32\[(\d+),(\d+)\]\S* dot\(", text)
+    assert shapes == [tuple(str(size) for size in order)]
 
 
 @pytest.mark.parametrize("features", [4, 7])

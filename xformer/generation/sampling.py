@@ -60,11 +60,20 @@ class Sampling:
 
 def next_token(
     logits_BV: Float[Array, "B V"], key: PRNGKeyArray, sampling: Sampling
-) -> Int[Array, " B"]:
-    """Chooses a token for every row."""
+) -> tuple[Int[Array, " B"], Float[Array, "B V"]]:
+    """Chooses a token for every row, and says the logits that it was chosen by."""
     if sampling.greedy:
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    return jax.random.categorical(key, allowed_logits(logits_BV, sampling)).astype(jnp.int32)
+        return first_of_largest(logits_BV), logits_BV
+    logits_BV = allowed_logits(logits_BV, sampling)
+    return jax.random.categorical(key, logits_BV).astype(jnp.int32), logits_BV
+
+
+def first_of_largest(logits_BV: Float[Array, "B V"]) -> Int[Array, " B"]:
+    """The first of the most likely tokens, by two reductions that CPUs vectorize."""
+    best_B1 = logits_BV.max(axis=-1, keepdims=True)
+    ids_BV = jax.lax.broadcasted_iota(jnp.int32, logits_BV.shape, 1)
+    is_best_BV = (logits_BV == best_B1) | jnp.isnan(best_B1)
+    return jnp.where(is_best_BV, ids_BV, logits_BV.shape[-1]).min(axis=-1)
 
 
 def allowed_logits(logits_BV: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:

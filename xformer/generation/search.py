@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from xformer.generation.decoders import DecoderState, Prompts, advance, expand, start
 from xformer.generation.decoding import Decoding, Found
 from xformer.generation.rules import Written
-from xformer.generation.sampling import allowed_logits
+from xformer.generation.sampling import next_token
 from xformer.models.build import Module
 
 
@@ -134,11 +134,8 @@ def _write(
     """Chooses a token for every row and writes it behind the others."""
     written = search.written
     scores_BV = decoding.rules(logits_BV.astype(jnp.float32), written)
-    if decoding.sampling.greedy:
-        token_B = jnp.argmax(scores_BV, axis=-1)
-    else:
-        scores_BV = allowed_logits(scores_BV, decoding.sampling)
-        token_B = jax.random.categorical(jax.random.fold_in(key, written.step), scores_BV)
+    key = jax.random.fold_in(key, written.step)
+    token_B, scores_BV = next_token(scores_BV, key, decoding.sampling)
     token_B = jnp.where(search.finished_B, decoding.pad_token_id, token_B).astype(jnp.int32)
     ids_BS = jax.lax.dynamic_update_index_in_dim(written.ids_BS, token_B, written.end, axis=1)
     scores_UBV = search.scores_UBV

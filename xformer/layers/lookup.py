@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int, Num
 
 from xformer.layers.sharding import ways
@@ -42,6 +43,9 @@ def look_up(
     """
     shards = TableShards.of(ids_BT.shape, rows, table_VD.shape[1])
     if not shards.rows + shards.columns:
+        if table_VD.dtype == jnp.bfloat16:
+            # CPUs look up in float32: in a loop, in a copy of the whole table, but for this.
+            table_VD, ids_BT = lax.optimization_barrier((table_VD, ids_BT))
         found_BTD = table_VD.at[ids_BT].get(mode="fill", wrap_negative_indices=False)
         return found_BTD.astype(dtype)
     count = table_VD.shape[0]

@@ -50,16 +50,11 @@ class VocabularyScores:
 
     def logits(self) -> Float[Array, "B T V"]:
         """Computes all scores, in float32."""
-        x_BTD, table = self.states_BTD, self.table.astype(self.states_BTD.dtype)
-        if self.letters == "VD" and self.table.dtype != jnp.float32:
-            logits_BTV = multiply_kept(x_BTD, self.table, self.scale_V)
-        elif self.letters == "DV":
-            logits_BTV = jnp.matmul(x_BTD, table, preferred_element_type=jnp.float32)
-        elif x_BTD.shape[1] == 1:  # CPUs read the table a fifth faster as the left of a product
-            logits_VBT = jnp.einsum("VD,BTD->VBT", table, x_BTD, preferred_element_type=jnp.float32)
-            logits_BTV = jnp.moveaxis(logits_VBT, 0, -1)
+        if self.letters == "VD":
+            logits_BTV = multiply_kept(self.states_BTD, self.table, self.scale_V)
         else:
-            logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, table, preferred_element_type=jnp.float32)
+            table_DV = self.table.astype(self.states_BTD.dtype)
+            logits_BTV = jnp.matmul(self.states_BTD, table_DV, preferred_element_type=jnp.float32)
         if self.bias_V is not None:
             logits_BTV = logits_BTV + self.bias_V[None, None, :]
         return nn.with_logical_constraint(logits_BTV, ("act_batch", "act_length", "act_vocab"))
