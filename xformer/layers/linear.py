@@ -198,22 +198,22 @@ def multiply_kept(
     """
     matrix_OI = matrix_OI.astype(x.dtype)
     if math.prod(x.shape[:-1]) <= _FEW_ROWS:
-        y = lax.platform_dependent(x, matrix_OI, cpu=_matrix_first, default=_matrix_second)
+        y = lax.platform_dependent(x, matrix_OI, cpu=_product_with_few, default=_product)
     else:
-        y = _matrix_second(x, matrix_OI)
+        y = _product(x, matrix_OI)
     return y if scale_O is None else y * jnp.expand_dims(scale_O, range(y.ndim - 1))
 
 
-def _matrix_second(x: Array, matrix_OI: Array) -> Array:
+def _product(x: Array, matrix_OI: Array) -> Array:
     sides = ((x.ndim - 1,), (1,)), ((), ())
     return lax.dot_general(x, matrix_OI, sides, preferred_element_type=jnp.float32)
 
 
-def _matrix_first(x: Array, matrix_OI: Array) -> Array:
+def _product_with_few(x: Array, matrix_OI: Array) -> Array:
     # XLA makes a float32 copy of a bfloat16 matrix that one row is multiplied with, none with two.
     x_RI = lax.optimization_barrier(x.reshape(-1, x.shape[-1]))
     twice = len(x_RI) == 1 and x.dtype == jnp.bfloat16
-    y_OR = _matrix_second(matrix_OI, jnp.concatenate([x_RI, x_RI]) if twice else x_RI)
+    y_OR = _product(matrix_OI, jnp.concatenate([x_RI, x_RI]) if twice else x_RI)
     y_OR = lax.optimization_barrier(y_OR)  # or XLA turns the product round
     return y_OR[:, : len(x_RI)].T.reshape(*x.shape[:-1], -1)
 

@@ -170,11 +170,8 @@ def take_turns(workers: Mapping[str, Worker], runs: int, say: Say) -> dict[str, 
         The seconds of each run of each side.
     """
     times = {}
-    for name, worker in workers.items():  # which also warms them up
-        first = worker.seconds()
-        if first < _LEAST_SECONDS:
-            first = min(first, worker.seconds())
-        times[name] = max(1, math.ceil(_LEAST_SECONDS / first))
+    for name, worker in workers.items():
+        times[name] = max(1, math.ceil(_LEAST_SECONDS / worker.seconds()))
     seconds: dict[str, list[float]] = {name: [] for name in workers}
     for turn in range(runs):
         say(f"turn {turn + 1} of {runs}")
