@@ -88,7 +88,8 @@ class Run:
             each at least); None for all of the validation data.
         checkpoints: When state is saved.
         sample_prompts: Prompts to continue after the last step; an encoder-decoder answers them.
-        sample_tokens: Most tokens of a continuation.
+        sample_tokens: Most tokens of a continuation, for which BigBird needs positions behind the
+            longest prompt.
         sampling: How their tokens are chosen.
         nonfinite_limit: The run stops after this many steps in a row whose loss or gradient is not
             finite; such steps leave the state as it was.

@@ -29,7 +29,7 @@ from xformer.training.folder import FAILED, FINISHED, PREEMPTED, RUNNING, RunFol
 from xformer.training.provenance import commit, package_versions, provenance
 from xformer.training.report import REPORT, write_report
 from xformer.training.runlog import METRICS, RunLog, SilentLog, read_metrics
-from xformer.training.samples import continue_prompts
+from xformer.training.samples import check_prompts, continue_prompts
 from xformer.training.signals import PreemptedError, StopNotice
 from xformer.training.start import check_start, read_start, weights_fingerprint
 from xformer.training.state import (
@@ -113,6 +113,7 @@ def train(
     plan = blueprint(run, mesh)
     tokenizer = read_tokenizer(run.train_data)
     _check_tokenizers(run, tokenizer)
+    check_prompts(run, tokenizer)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(RunFolder(run.folder))
         # What failed before its first step is begun again, with other settings if need be.

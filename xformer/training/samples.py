@@ -5,7 +5,7 @@ from typing import Any
 from xformer.generation.decoding import Decoding
 from xformer.generation.sampling import Sampling
 from xformer.generation.weights import decoding_execution, decoding_params
-from xformer.generation.writer import Writer
+from xformer.generation.writer import Writer, prompt_ids
 from xformer.layers.heads import CausalLM, ConditionalGeneration
 from xformer.layers.stack import restack
 from xformer.models.build import build
@@ -101,3 +101,39 @@ def check_head(run: Run) -> None:
             "only a run with heads.ConditionalGeneration or heads.CausalLM continues texts, got "
             f"heads.{type(run.head).__name__}"
         )
+
+
+def check_prompts(run: Run, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses prompts of a run that could not be continued after its last step.
+
+    Args:
+        run: The run.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        ValueError: if a prompt has no token, or the model has no positions for the longest one of a
+            decoder and what follows it; names the key to change.
+    """
+    if not run.sample_prompts:
+        return
+    is_answered = run.model.is_encoder_decoder
+    encoded = [
+        tokenizer.encode(text) if is_answered else prompt_ids(tokenizer, text)
+        for text in run.sample_prompts
+    ]
+    for text, ids in zip(run.sample_prompts, encoded, strict=True):
+        if not ids:
+            raise ValueError(
+                f"Run.sample_prompts must have at least one token each, got {text!r}, which has "
+                "none; remove it"
+            )
+    if is_answered or not hasattr(run.model, "check_length"):
+        return  # positions that are computed go on
+    longest, new = max(map(len, encoded)), run.sample_tokens
+    try:
+        run.model.check_length(longest + new)
+    except ValueError as error:
+        raise ValueError(
+            f"Run.sample_tokens={new} do not fit behind the longest of Run.sample_prompts, of "
+            f"length {longest}: {error}; or lower Run.sample_tokens"
+        ) from error
