@@ -252,6 +252,16 @@ def test_restack_converts_optimizer_state(optimizer):
     jax.tree.map(np.testing.assert_array_equal, restack(scanned, "loop"), looped)
 
 
+@pytest.mark.parametrize("layers", LAYER_MODES)
+@pytest.mark.parametrize("found", [LAYERS - 1, LAYERS + 1])
+def test_stack_refuses_parameters_of_another_number_of_layers(layers, found):
+    params = restack({str(i): {"one": jnp.ones(())} for i in range(found)}, layers)
+    stack = make_stack(layers, block=AddOne)
+    message = f"have {found} layers and the config asks for {LAYERS}; change the config's number of"
+    with pytest.raises(ValueError, match=message):
+        stack.apply({"params": params}, x(), [None] * LAYERS, None)
+
+
 @pytest.mark.parametrize("layers, other", [("loop", "scan"), ("scan", "loop")])
 def test_stack_refuses_parameters_of_the_other_form(layers, other):
     params = {"params": restack(looped_params(), other)}

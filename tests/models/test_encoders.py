@@ -244,6 +244,13 @@ def test_arguments_of_another_shape_are_refused(dense, untyped, argument, shape)
         dense()(IDS, **{argument: np.ones(shape, np.int32)})
 
 
+def test_parameters_of_another_depth_are_refused(dense):
+    other = dense(num_hidden_layers=3)
+    name = type(other.module.config).__name__
+    with pytest.raises(ValueError, match=f"asks for 3; change {name}.num_hidden_layers"):
+        other(IDS, params=dense().params)
+
+
 @pytest.mark.parametrize(
     "argument, shape, legal",
     [

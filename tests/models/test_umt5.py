@@ -264,6 +264,13 @@ def test_arguments_that_contradict_each_other_are_refused(umt5, untyped, argumen
         umt5()(IDS, **arguments)
 
 
+@pytest.mark.parametrize("field, found", [("num_layers", 2), ("num_decoder_layers", 3)])
+def test_parameters_of_another_depth_are_refused(umt5, field, found):
+    other = umt5(**{field: 1})
+    with pytest.raises(ValueError, match=f"have {found} layers .* change UMT5Config.{field}"):
+        other(IDS, params=umt5().params, decoder_input_ids=DECODER_IDS)
+
+
 @pytest.mark.parametrize(
     "fields, message",
     [

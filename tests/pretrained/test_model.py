@@ -501,11 +501,13 @@ def test_params_of_another_shape_are_not_saved(tmp_path, model):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_changed_number_of_layers_is_explained(model):
-    other = FlaxXGLMForCausalLM(dataclasses.replace(CONFIG))
-    other.config.num_layers = 3
-    with pytest.raises(ValueError, match="have 2 layers and the config asks for 3"):
-        other(IDS)
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_changed_number_of_layers_is_explained(model, layers):
+    other = FlaxXGLMForCausalLM(dataclasses.replace(CONFIG), _do_init=False)
+    other.config.num_layers = layers
+    message = f"have 2 layers and the config asks for {layers}; change XGLMConfig.num_layers"
+    with pytest.raises(ValueError, match=message):
+        other(IDS, params=model.params)
 
 
 def test_a_cache_of_another_batch_is_refused(model):

@@ -67,12 +67,14 @@ class Stack(nn.Module):
         execution: Whether they are looped or scanned, and what the backward pass recomputes.
         layerdrop: Probability of skipping a block in training (Fan et al., 2019,
             arXiv:1909.11556), drawn for each block and call.
+        count_key: The field of a config that `num_layers` is, for messages.
     """
 
     block: Callable[..., nn.Module]
     num_layers: int
     execution: Execution = Execution()
     layerdrop: float = 0.0
+    count_key: str = "the config's number of layers"
 
     @nn.compact
     def __call__(
@@ -117,19 +119,26 @@ class Stack(nn.Module):
         outputs, entered = zip(*collected, strict=True)
         return StackOutput(x_BTD, outputs, entered if keep_inputs else None)
 
-    def _advice(self, name: str) -> str:
-        """What to do about parameters that lack a block."""
-        place, found = "/".join(self.path), len(self.variables.get("params", {}))
-        if name != STACKED and not self.has_variable("params", STACKED):
-            return (
-                f"the parameters at {place} have {found} layers and the config asks for "
-                f"{self.num_layers}; change the config's number of layers"
+    def _check(self, params: Mapping[str, Any]) -> None:
+        """Refuses parameters of the other form, or of another number of layers."""
+        place = "/".join(self.path)
+        name = STACKED if self.execution.layers == "scan" else "0"
+        if name not in params and (name == STACKED or STACKED in params):
+            raise ValueError(
+                f"the parameters at {place} have no {name!r}: they are those of a "
+                f"{'looped' if name == STACKED else 'scanned'} stack; convert them with restack() "
+                "or change Execution.layers"
             )
-        return (
-            f"the parameters at {place} have no {name!r}: they are those of a "
-            f"{'looped' if name == STACKED else 'scanned'} stack; convert them with restack() or "
-            "change Execution.layers"
-        )
+        if name == STACKED:
+            wrong = {leaf.shape[0] for leaf in jax.tree.leaves(params[name])} - {self.num_layers}
+        else:
+            found = {one for one in params if one.isdigit()}
+            wrong = {len(found)} if found != set(map(str, range(self.num_layers))) else set()
+        if wrong:
+            raise ValueError(
+                f"the parameters at {place} have {min(wrong)} layers and the config asks for "
+                f"{self.num_layers}; change {self.count_key}"
+            )
 
     def _loop(self, step: Callable, x_BTD: Array, params: Any, inputs: Any, keys: Any) -> Any:
         collected = []
@@ -148,12 +157,10 @@ class Stack(nn.Module):
 
     def _params(self, block: nn.Module, x_BTD: Array, inputs: Any, context: Any) -> Any:
         """The blocks' parameters, made on initialisation from one key per layer."""
-        names = [STACKED] if self.execution.layers == "scan" else map(str, range(self.num_layers))
         if not self.is_initializing():
-            for name in names:
-                if not self.has_variable("params", name):
-                    raise ValueError(self._advice(name))
-            return self.variables["params"]
+            params = self.variables.get("params", {})
+            self._check(params)
+            return params
         root = self.make_rng("params")
 
         def init(layer: Array | int) -> Any:

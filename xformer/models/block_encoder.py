@@ -60,7 +60,10 @@ class BlockEncoder(nn.Module):
             x_BTD, mask = pad_blocks(x_BTD, context.mask, chosen.multiple)
             context = dataclasses.replace(context, mask=mask)
         block = functools.partial(self.block, config, self.execution, chosen.core)
-        stack = Stack(block, config.num_hidden_layers, self.execution, name="layer")
+        count_key = f"{type(config).__name__}.num_hidden_layers"
+        stack = Stack(
+            block, config.num_hidden_layers, self.execution, count_key=count_key, name="layer"
+        )
         inputs = layer_inputs(keys, cache=cache, head_mask=head_mask, random_blocks=chosen.plans)
         out = stack(x_BTD, inputs, context, keep_inputs=keep_inputs)
         return out if x_BTD.shape[1] == length else _cut(out, length)

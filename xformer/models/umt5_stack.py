@@ -233,6 +233,7 @@ class UMT5Stack(nn.Module):
             functools.partial(UMT5Block, config, self.execution, self.is_decoder),
             count,
             self.execution,
+            count_key=f"UMT5Config.{'num_decoder_layers' if self.is_decoder else 'num_layers'}",
             name="block",
         )(x_BTD, inputs, context, keep_inputs=keep_states)
         last_BTD = _norm(config, self.execution, "final_layer_norm")(stack.x_BTD)

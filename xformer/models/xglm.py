@@ -266,6 +266,7 @@ class XGLMModel(nn.Module):
             config.num_layers,
             self.execution,
             config.layerdrop,
+            "XGLMConfig.num_layers",
         )
         self.layer_norm = layer_norm(
             epsilon=LAYER_NORM_EPSILON, dtype=self.execution.compute_dtype, name="layer_norm"
