@@ -544,6 +544,15 @@ def test_contradictory_inputs_are_refused(untyped, bigbird, inputs, message):
         bigbird(add_cross_attention=crosses)(**inputs)
 
 
+def test_masks_of_others_than_the_cached_states_are_refused(bigbird, untyped):
+    model = bigbird(heads.CausalLM(), add_cross_attention=True)
+    cache = model.module.config.empty_cache(B, T + 1, Execution())
+    stored = model(IDS, encoder_hidden_states=STATES, cache=cache).past_key_values
+    for shape in [(1, 5), (B, 1)]:
+        with pytest.raises(ValueError, match=r"encoder_attention_mask must have shape \(2, 5\)"):
+            model(IDS[:, :1], cache=stored, encoder_attention_mask=jnp.ones(shape, int))
+
+
 def test_caches_are_refused_where_they_cannot_be(bigbird):
     model = bigbird(heads.CausalLM())
     config = model.module.config

@@ -264,6 +264,20 @@ def test_arguments_that_contradict_each_other_are_refused(umt5, untyped, argumen
         umt5()(IDS, **arguments)
 
 
+def test_encoder_states_and_masks_of_another_shape_are_refused(umt5, untyped):
+    model = umt5()
+    states = model(IDS, method="encode").last_hidden_state
+    for wrong in (states[:1], states[..., :8], states[:, 0]):
+        with pytest.raises(ValueError, match=r"encoder_hidden_states must have shape \(2, \d+, 10"):
+            model(DECODER_IDS, wrong, method="decode")
+    cache = model.module.config.empty_cache(B, T + 1, Execution())
+    stored = model(DECODER_IDS, states, cache=cache, method="decode").past_key_values
+    for mask in (MASK[:1], MASK[:, :1]):
+        for given in ({"encoder_hidden_states": states}, {"cache": stored}):
+            with pytest.raises(ValueError, match=r"encoder_attention_mask must have shape \(2, 9"):
+                model(DECODER_IDS[:, :1], encoder_attention_mask=mask, method="decode", **given)
+
+
 @pytest.mark.parametrize("field, found", [("num_layers", 2), ("num_decoder_layers", 3)])
 def test_parameters_of_another_depth_are_refused(umt5, field, found):
     other = umt5(**{field: 1})

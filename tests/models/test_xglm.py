@@ -338,6 +338,14 @@ def test_low_precision_is_near_float32(model, dtype, tolerance, tied):
             r"attention_mask must have shape \(2, 7\), got \(2, 1\)",
         ),
         (
+            {"input_ids": IDS, "position_ids": jnp.zeros((B, 1), int)},
+            r"position_ids must have shape \(2, 7\) or \(1, 7\), got \(2, 1\)",
+        ),
+        (
+            {"input_ids": IDS, "segment_ids": jnp.ones((1, T), int)},
+            r"segment_ids must have shape \(2, 7\), got \(1, 7\)",
+        ),
+        (
             {"input_ids": IDS, "cross_attn_head_mask": jnp.ones((2, 3))},
             "encoder_attention_mask and cross_attn_head_mask need encoder_hidden_states",
         ),
@@ -356,12 +364,19 @@ def test_contradictory_inputs_are_refused(untyped, model, inputs, message):
         model()(**inputs)
 
 
-def test_encoder_mask_of_another_shape_is_refused(untyped, model):
-    xglm = model(add_cross_attention=True).module
-    run = functools.partial(xglm.apply, {"params": model(add_cross_attention=True).params}, IDS)
+def test_encoder_states_and_masks_of_another_shape_are_refused(untyped, model):
+    xglm = model(add_cross_attention=True)
+    for states in (STATES[:1], STATES[..., :8]):
+        with pytest.raises(ValueError, match=r"encoder_hidden_states must have shape \(2, 5, 12\)"):
+            xglm(IDS, encoder_hidden_states=states)
+    cache = xglm.module.config.empty_cache(B, T + 1, Execution())
+    stored = xglm(IDS, encoder_hidden_states=STATES, cache=cache).past_key_values
     for shape in [(1, 5), (B, 1)]:
+        given = {"encoder_attention_mask": jnp.ones(shape, int)}
         with pytest.raises(ValueError, match=r"encoder_attention_mask must have shape \(2, 5\)"):
-            run(encoder_hidden_states=STATES, encoder_attention_mask=jnp.ones(shape, int))
+            xglm(IDS, encoder_hidden_states=STATES, **given)
+        with pytest.raises(ValueError, match=r"encoder_attention_mask must have shape \(2, 5\)"):
+            xglm(IDS[:, :1], cache=stored, **given)
 
 
 def test_cache_refuses_packed_rows_and_too_many_tokens(model):

@@ -1,6 +1,10 @@
 """Checks of arguments while a program is traced."""
 
+from collections.abc import Sequence
+
 from jaxtyping import Array
+
+from xformer.layers.cache import LayerCache
 
 
 def check_shape(name: str, array: Array | None, *shapes: tuple[int, ...]) -> None:
@@ -17,6 +21,33 @@ def check_shape(name: str, array: Array | None, *shapes: tuple[int, ...]) -> Non
     if array is not None and array.shape not in shapes:
         legal = " or ".join(str(shape) for shape in shapes)
         raise ValueError(f"{name} must have shape {legal}, got {array.shape}")
+
+
+def check_encoder(
+    states: Array | None,
+    mask: Array | None,
+    cross: Sequence[LayerCache] | None,
+    *,
+    batch: int,
+    width: int,
+) -> None:
+    """Refuses encoder states that do not fit the rows, or a mask of others than are read.
+
+    Args:
+        states: `encoder_hidden_states`; None means not given.
+        mask: `encoder_attention_mask`; None means not given.
+        cross: Keys and values of earlier states, which are read in place of any; None without.
+        batch: Number of rows.
+        width: Width of a state.
+
+    Raises:
+        ValueError: if either has another shape.
+    """
+    if states is not None:
+        check_shape("encoder_hidden_states", states, (batch, *states.shape[1:2], width))
+    read = states if cross is None else cross[0].key_BSNH
+    if read is not None:
+        check_shape("encoder_attention_mask", mask, read.shape[:2])
 
 
 def check_tokens(

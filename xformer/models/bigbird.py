@@ -26,7 +26,7 @@ Parameters of the body, under `bert` in a model with a head, with looped layers:
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -40,7 +40,7 @@ from xformer.layers.attention import (
     ProjectionNames,
 )
 from xformer.layers.cache import Cache, LayerCache
-from xformer.layers.checks import check_shape, check_tokens
+from xformer.layers.checks import check_encoder, check_shape, check_tokens
 from xformer.layers.dense_cores import dense_core
 from xformer.layers.dropout import dropout, split_key
 from xformer.layers.embedding import TokenEmbedding, normal_but_padding
@@ -351,8 +351,8 @@ class BigBirdModel(nn.Module):
                 raise ValueError("a cache needs BigBirdConfig.is_decoder=True")
         whole = length if cache is None else cache.max_length
         check_shape("attention_mask", attention_mask, (batch, whole))
-        if cache is None or cache.cross is None:
-            self._check_encoder(batch, encoder_hidden_states, encoder_attention_mask)
+        cross = None if cache is None else cache.cross
+        self._check_encoder(batch, encoder_hidden_states, encoder_attention_mask, cross)
 
         key = None if deterministic else self.make_rng("dropout")
         embed_key, *keys = split_key(key, 1 + config.num_hidden_layers)
@@ -390,14 +390,16 @@ class BigBirdModel(nn.Module):
             cross_attentions=cross_attentions(stack.outputs),
         )
 
-    def _check_encoder(self, batch: int, states: Array | None, mask: Array | None) -> None:
+    def _check_encoder(
+        self,
+        batch: int,
+        states: Array | None,
+        mask: Array | None,
+        cross: Sequence[LayerCache] | None,
+    ) -> None:
         """Refuses encoder states that do not fit the model or the rows, or a mask of others."""
-        if states is None:
-            if mask is not None:
-                raise ValueError("encoder_attention_mask needs encoder_hidden_states")
-            return
-        if not self.config.add_cross_attention:
+        if states is None and cross is None and mask is not None:
+            raise ValueError("encoder_attention_mask needs encoder_hidden_states")
+        if states is not None and not self.config.add_cross_attention:
             raise ValueError("encoder_hidden_states need BigBirdConfig.add_cross_attention=True")
-        width = self.config.hidden_size
-        check_shape("encoder_hidden_states", states, (batch, *states.shape[1:2], width))
-        check_shape("encoder_attention_mask", mask, states.shape[:2])
+        check_encoder(states, mask, cross, batch=batch, width=self.config.hidden_size)

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from xformer.layers.cache import Cache
-from xformer.layers.checks import check_shape, check_tokens
+from xformer.layers.checks import check_encoder, check_shape, check_tokens
 from xformer.layers.embedding import TokenEmbedding
 from xformer.layers.execution import Execution
 from xformer.layers.layer import Context, attentions, cross_attentions
@@ -173,14 +173,14 @@ class UMT5Base(nn.Module):
         check_shape("decoder_segment_ids", decoder_segment_ids, (batch, length))
         if (segment_ids is None) != (decoder_segment_ids is None):
             raise ValueError("give segment_ids and decoder_segment_ids together")
-        if encoder_hidden_states is not None:
-            shape = (batch, encoder_hidden_states.shape[1])
-            states_shape = (*shape, self.config.d_model)
-            check_shape("encoder_hidden_states", encoder_hidden_states, states_shape)
-            check_shape("encoder_attention_mask", encoder_attention_mask, shape)
-            check_shape("segment_ids", segment_ids, shape)
-        elif cache is None or cache.cross is None:
+        cross, width = None if cache is None else cache.cross, self.config.d_model
+        if encoder_hidden_states is None and cross is None:
             raise ValueError("the decoder needs encoder_hidden_states")
+        check_encoder(
+            encoder_hidden_states, encoder_attention_mask, cross, batch=batch, width=width
+        )
+        if encoder_hidden_states is not None:
+            check_shape("segment_ids", segment_ids, encoder_hidden_states.shape[:2])
 
         start = None if cache is None else cache.length
         x_BTD: Any = vectors if tokens is None else self.shared(tokens)

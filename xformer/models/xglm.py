@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Int
 from xformer.layers import heads
 from xformer.layers.attention import MultiHeadAttention, ProjectionNames
 from xformer.layers.cache import Cache
-from xformer.layers.checks import check_shape, check_tokens
+from xformer.layers.checks import check_encoder, check_shape, check_tokens
 from xformer.layers.dense_cores import dense_core
 from xformer.layers.dropout import dropout, split_key
 from xformer.layers.embedding import TokenEmbedding, normal_but_padding
@@ -322,19 +322,23 @@ class XGLMModel(nn.Module):
         keys = length if cache is None else cache.max_length
         layers_heads = (config.num_layers, config.attention_heads)
         check_shape("attention_mask", attention_mask, (batch, keys))
+        check_shape("position_ids", position_ids, (batch, length), (1, length))
+        check_shape("segment_ids", segment_ids, (batch, length))
         check_shape("head_mask", head_mask, layers_heads)
         check_shape("cross_attn_head_mask", cross_attn_head_mask, layers_heads)
+        cross = None if cache is None else cache.cross
         if encoder_hidden_states is not None:
             if not config.add_cross_attention:
                 raise ValueError("encoder_hidden_states need XGLMConfig.add_cross_attention=True")
-            shape = encoder_hidden_states.shape[:2]
-            check_shape("encoder_attention_mask", encoder_attention_mask, shape)
-        elif (cache is None or cache.cross is None) and (
+        elif cross is None and (
             encoder_attention_mask is not None or cross_attn_head_mask is not None
         ):
             raise ValueError(
                 "encoder_attention_mask and cross_attn_head_mask need encoder_hidden_states"
             )
+        check_encoder(
+            encoder_hidden_states, encoder_attention_mask, cross, batch=batch, width=config.d_model
+        )
 
         key = None if deterministic else self.make_rng("dropout")
         embed_key, drop_key, *layer_keys = split_key(key, 2 + config.num_layers)
