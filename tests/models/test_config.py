@@ -277,6 +277,18 @@ def test_labels_that_were_changed_in_place_are_judged_when_a_model_is_built():
         build(config, Base())
 
 
+@pytest.mark.parametrize(
+    "copied", [dataclasses.replace, lambda config: config.published_as("XGLMModel", "float32")]
+)
+def test_copies_can_be_changed_in_place_alone(copied):
+    config = XGLMConfig(id2label={0: "a", 1: "b"}, task_specific_params={"sum": {"beams": 2}})
+    other = copied(config)
+    other.id2label[0] = "X"
+    other.task_specific_params["sum"]["beams"] = 4
+    assert config.id2label == {0: "a", 1: "b"}
+    assert config.task_specific_params == {"sum": {"beams": 2}}
+
+
 @pytest.mark.reference
 @pytest.mark.parametrize(
     "fields",

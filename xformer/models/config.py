@@ -12,6 +12,7 @@ import logging
 import os
 import typing
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -80,7 +81,7 @@ class ModelConfig(FieldChecks):
             TypeError: naming a field of the wrong type.
             ValueError: naming the field to change.
         """
-        self.carried = dict(self.carried)  # not shared with the config it was copied from
+        self.carried = deepcopy(self.carried)  # not shared with the config it was copied from
         self.validate()
 
     def validate(self) -> None:
@@ -307,7 +308,7 @@ class ModelConfig(FieldChecks):
             and the end: other readers of the file take its width from them.
         """
         copy: Any = dataclasses.replace(self)
-        kept = {key: value for key, value in self.carried.items() if key != "dtype"}
+        kept = {key: value for key, value in copy.carried.items() if key != "dtype"}
         copy.carried = {**kept, "architectures": [architecture], "torch_dtype": dtype}
         if architecture.endswith("ForQuestionAnswering"):
             copy.num_labels = 2
