@@ -166,7 +166,7 @@ def test_the_number_of_labels_is_that_of_the_head(squeezebert):
         ({"hidden_act": "step"}, "hidden_act must be one of .*'gelu'"),
         ({"attention_type": "sparse"}, "attention_type must be one of .*'block_sparse'"),
         ({"random_blocks": "none"}, "random_blocks must be one of .*'fixed'"),
-        ({"pad_token_id": 31}, "pad_token_id must be at most 30"),
+        ({"pad_token_id": 31}, "pad_token_id=31 must be a token id below .*vocab_size=31"),
         ({"block_size": 0}, "block_size must be at least 1"),
         ({"num_random_blocks": -1}, "num_random_blocks must be at least 0"),
     ],

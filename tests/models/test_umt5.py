@@ -291,7 +291,10 @@ def test_parameters_of_another_depth_are_refused(umt5, field, found):
         ({"relative_attention_num_buckets": 7}, "num_buckets must be even"),
         ({"relative_attention_max_distance": 16}, "max_distance must be at least 17"),
         ({"feed_forward_proj": "gated-swoosh"}, "UMT5Config.feed_forward_proj must be one of"),
-        ({"eos_token_id": 250112}, "UMT5Config.eos_token_id must be at most"),
+        (
+            {"eos_token_id": 250112},
+            "eos_token_id=250112 must be a token id below .*vocab_size=250112",
+        ),
         ({"num_decoder_layers": 0}, "UMT5Config.num_decoder_layers must be at least 1"),
     ],
 )

@@ -104,7 +104,7 @@ class SqueezeBertConfig(ModelConfig):
         for key in ("max_position_embeddings", "type_vocab_size", "block_size"):
             self.require_range(key, 1, MAX_POSITIONS)
         self.require_range("num_random_blocks", 0, MAX_POSITIONS)
-        self.require_range("pad_token_id", 0, self.vocab_size - 1)
+        self.require_token_ids("pad_token_id")
         for key in ("hidden_size", "intermediate_size", "num_attention_heads", *_GROUPS):
             self.require_range(key, 1, MAX_WIDTH)
         self.require_divisor("num_attention_heads", "hidden_size")

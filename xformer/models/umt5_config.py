@@ -143,8 +143,7 @@ class UMT5Config(ModelConfig):
         activations = sorted(ACTIVATIONS)
         legal = [*activations, *(_GATED + name for name in activations)]
         self.require_one_of("feed_forward_proj", legal)
-        for key in ("pad_token_id", "eos_token_id", "decoder_start_token_id"):
-            self.require_range(key, 0, self.vocab_size - 1)
+        self.require_token_ids("pad_token_id", "eos_token_id", "decoder_start_token_id")
 
     @property
     def is_encoder_decoder(self) -> bool:
