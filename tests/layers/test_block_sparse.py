@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -440,6 +441,33 @@ def test_memory_grows_with_the_length_and_not_with_its_square():
         lowered = values_and_gradients.lower(linear, core, x, x, x, x, mask=mask)
         sizes.append(lowered.compile().memory_analysis().temp_size_in_bytes)
     assert sizes[1] < 2.1 * sizes[0] and sizes[2] < 2.1 * sizes[1]
+
+
+def traced(core, *shape, mask):
+    """How context and gradients are computed, by a CPU that is alone and by anything else."""
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    with jax.set_mesh(jax.make_mesh((1,), ("one",))):
+        return values_and_gradients.trace(linear, core, x, x, x, x, mask=mask)
+
+
+@pytest.mark.parametrize("table, is_gathered", [(None, False), (plan(BLOCKS, 2), True)])
+def test_keys_and_values_are_gathered_for_drawn_blocks_alone(table, is_gathered):
+    mask = Mask(key_valid_BS=jnp.ones((B, BLOCKS * W), bool), random_blocks_NMR=table)
+    text = str(traced(CORE, B, BLOCKS * W, N, H, mask=mask).jaxpr)
+    assert bool(re.search(r":f32\[[\d,]+\] = gather\[", text)) is is_gathered
+
+
+def test_the_program_of_more_tokens_has_more_steps_and_no_more_lines():
+    steps, lines = [], []
+    for length in (2048, 8192):
+        table = jax.ShapeDtypeStruct((2, length // 64, 3), jnp.int32)
+        mask = Mask(random_blocks_NMR=table)
+        found = traced(BlockSparse(64, 3), 1, length, 2, 64, mask=mask)
+        steps.append([int(count) for count in re.findall(r"\blength=(\d+)", str(found.jaxpr))])
+        program = found.lower(lowering_platforms=("cpu", "cuda"))
+        lines.append(program.as_text().count("\n"))
+    assert all(many > few for few, many in zip(*steps, strict=True))
+    assert lines[0] == lines[1]
 
 
 def test_core_is_an_attention_core():

@@ -168,6 +168,29 @@ def test_an_activation_is_applied_to_the_sum(module):
     )
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="it is the program of a CPU")
+def test_groups_stay_in_front_between_two_projections():
+    up = GroupedLinear(48, ("embed", "mlp"), 4, activation=ACTIVATIONS["gelu"])
+    down = GroupedLinear(24, ("mlp", "embed"), 4)
+    params = (
+        {"kernel": normal(4, 6, 12), "bias": normal(48)},
+        {"kernel": normal(4, 12, 6), "bias": normal(24)},
+    )
+
+    def project(params, x):
+        return apply(down, params[1], apply(up, params[0], x))
+
+    def gradients(params, x):
+        with constraints(Rules()):
+            return jax.grad(lambda *given: jnp.square(project(*given)).sum(), (0, 1))(params, x)
+
+    for function in (project, gradients):
+        text = jax.jit(function).lower(params, normal(2, 5, 24)).compile().as_text()
+        turned = re.findall(r"= f32\[([\d,]+)\]\S* (?:transpose|copy)\(", text)
+        sizes = {math.prod(map(int, shape.split(","))) for shape in turned}
+        assert sizes == {2 * 5 * 24}  # on the way in and out; between are 2 * 5 * 48
+
+
 def test_grouped_linear_has_an_axis_of_groups_and_draws_them_alike():
     module = GroupedLinear(16, ("embed", "mlp"), 4)
     assert axes_of(module, normal(1, 2, 8)) == {

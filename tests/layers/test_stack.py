@@ -159,6 +159,21 @@ def test_minimal_keeps_products_with_weights_whatever_their_groups(layers, group
         assert none < full and minimal == (none if is_kept else full)
 
 
+def test_a_scanned_program_does_not_grow_with_the_layers():
+    def lines(form, layers):
+        stack = Stack(Projections, layers, Execution(layers=form), name="blocks")
+        arguments = [None] * layers, None
+        params = nn.meta.unbox(jax.eval_shape(stack.init, KEY, x(), *arguments))
+
+        def loss(params, x):
+            return jnp.square(stack.apply(params, x, *arguments).x_BTD).sum()
+
+        return jax.jit(jax.grad(loss, (0, 1))).lower(params, x()).as_text().count("\n")
+
+    assert lines("scan", 2) == lines("scan", 4)
+    assert lines("loop", 2) < lines("loop", 4)
+
+
 def test_what_enters_a_layer_waits_on_the_host():
     params = restack(looped_params(), "scan")
 
