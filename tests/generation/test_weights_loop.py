@@ -1,5 +1,6 @@
-"""What the compiled loop does with weights for every token: nothing but multiply with them."""
+"""What the compiled loop does for every token: weights are multiplied with, caches written to."""
 
+import functools
 import re
 
 import jax
@@ -26,6 +27,7 @@ def loop_bodies(text):
     return [part for part in re.split(r"\n(?=%|ENTRY)", text) if part[1:].split(" ")[0] in names]
 
 
+@functools.cache
 def written(weights, rows=2):
     """The compiled program that writes eight tokens."""
     module = build(CONFIG, CausalLM(), decoding_execution(Execution(), weights))
@@ -52,3 +54,15 @@ def test_no_matrix_of_bfloat16_is_copied_to_float32(rows):
         r"= f32\[(?:24,24|24,40|40,24|57,24|24,57)\]\S* fusion\(.*", written("bfloat16", rows)
     )
     assert not copied
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the form of fusions is that of CPUs")
+def test_the_loop_writes_into_its_cache_and_makes_no_other():
+    text = written("float32")  # CPUs compute on bfloat16 in float32, and convert all of it
+    lines = "".join(loop_bodies(text)).splitlines()
+    made = [line for line in lines if re.search(r"= f32\[2,12,4,6\]\S* (?!get-tuple)", line)]
+    assert len(made) == 2  # keys and values
+    for line in made:
+        called = re.escape(re.search(r" fusion\(.* calls=%([\w.-]+)", line)[1])
+        root = re.search(rf"\n%{called} .*?\n  ROOT (.*?)\n", text, re.DOTALL)[1]
+        assert " dynamic-update-slice(" in root
