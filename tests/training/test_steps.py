@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import importlib.util
+import re
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,7 @@ from xformer.objectives import NextToken
 from xformer.optim import SGD, AdamW, Linear
 from xformer.outputs import FlaxCausalLMOutputWithCrossAttentions
 from xformer.partitioning import MeshConfig, make_mesh
+from xformer.plan.topology import Topology
 from xformer.training.config import Run
 from xformer.training.state import DROPOUT, TrainState, blueprint, create_state, purpose_key
 from xformer.training.steps import (
@@ -335,10 +338,39 @@ def test_step_that_is_not_finite_changes_nothing(broken, loss_is_finite, is_take
     assert rates == pytest.approx(expected)
 
 
-def test_a_step_copies_neither_state_nor_updates():
-    model = dataclasses.replace(CALM.model, vocab_size=1 << 14, d_model=256)
+def test_a_step_in_bfloat16_keeps_its_state_in_float32():
+    made = single(CALM, optimizer=AdamW(0.1), execution=Execution(dtype="bfloat16"))
+    before, batch = jax.device_get(made.start().params), made.place(make_batch())
+    program = made.compiled.trace(made.start(), batch, KEY).jaxpr
+    assert re.search(r":bf16\[[\d,]+\] = dot_general", str(program))
+    state = jax.device_get(made.step().state)
+    moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+    assert len(moments) == 2 * len(jax.tree.leaves(before))
+    dtypes = {leaf.dtype for leaf in (*jax.tree.leaves(state.params), *moments)}
+    assert dtypes == {jnp.dtype("float32")}
+    moved = jax.tree.map(lambda old, new: (old != new).any(), before, state.params)
+    assert all(jax.tree.leaves(moved))
+
+
+NO_LIBTPU = importlib.util.find_spec("libtpu") is None
+
+
+@pytest.mark.parametrize(
+    "topology, words",
+    [
+        (None, 1 << 14),
+        pytest.param(
+            "v5e:1x1",
+            1 << 18,  # a table that there is no room for beside the cores
+            marks=pytest.mark.skipif(NO_LIBTPU, reason="needs libtpu: requirements/plan.txt"),
+        ),
+    ],
+)
+def test_a_step_copies_neither_state_nor_updates(topology, words):
+    model = dataclasses.replace(CALM.model, vocab_size=words, d_model=256)
     run = dataclasses.replace(CALM, model=model, optimizer=AdamW(0.1), mesh=MeshConfig())
-    plan = blueprint(run, make_mesh(run.mesh, jax.devices()[:1]))
+    devices = Topology.parse(topology).devices() if topology else jax.devices()[:1]
+    plan = blueprint(run, make_mesh(run.mesh, devices))
     step = compile_train_step(run, plan).lower(plan.shapes, make_batch(), KEY).compile()
     table, memory = 4 * model.vocab_size * model.d_model, step.memory_analysis()
     assert memory.alias_size_in_bytes > 3 * table  # it, and its moments
