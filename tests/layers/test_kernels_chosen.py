@@ -176,6 +176,20 @@ def test_cudnn_is_refused_what_it_cannot_run_on():
     LOW.check_devices([SimpleNamespace(platform="gpu")])
 
 
+@pytest.mark.parametrize("family", [BigBirdConfig, SqueezeBertConfig])
+@pytest.mark.parametrize("block_size", [48, 8])
+def test_blocks_that_no_kernel_takes_are_refused(family, block_size):
+    config = family(attention_type="block_sparse", block_size=block_size)
+    pallas = Execution(attention="pallas")
+    message = (
+        f"needs {family.__name__}.block_size to be a power of two from 16 on, got {block_size}"
+    )
+    with pytest.raises(ValueError, match=f'Execution.attention="pallas" {message}; set it, or'):
+        build(config, Base(), pallas)
+    build(config, Base(), Execution())
+    build(dataclasses.replace(config, attention_type="original_full"), Base(), pallas)
+
+
 def test_kernels_of_float16_are_refused_on_tpus():
     half, tpu = Execution("float16", attention="pallas"), SimpleNamespace(platform="tpu")
     with pytest.raises(ValueError, match="no kernels of Execution.dtype='float16' for TPUs; set"):

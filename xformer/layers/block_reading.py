@@ -8,6 +8,26 @@ from dataclasses import dataclass
 from flax import struct
 from jaxtyping import Array, Int, UInt32
 
+LEAST_WIDTH = 16
+"""The fewest tokens of a block of kernels, a power of two: GPUs' matrix units take no fewer."""
+
+
+def check_width(block_size: int, key: str = "block_size") -> None:
+    """Refuses blocks of a width that no kernel takes.
+
+    Args:
+        block_size: Tokens per block.
+        key: What to call it.
+
+    Raises:
+        ValueError: if it is too small, or no power of two; names the key.
+    """
+    if block_size < LEAST_WIDTH or block_size & (block_size - 1):
+        raise ValueError(
+            f'Execution.attention="pallas" needs {key} to be a power of two from {LEAST_WIDTH} on, '
+            f'got {block_size}; set it, or Execution.attention to "xla"'
+        )
+
 
 @dataclass(frozen=True)
 class Reading:

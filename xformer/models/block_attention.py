@@ -8,6 +8,7 @@ from jaxtyping import Array, Int
 
 from xformer.layers.attention import AttentionCore
 from xformer.layers.block_plan import is_sparse, random_blocks
+from xformer.layers.block_reading import check_width
 from xformer.layers.block_sparse import BlockSparse
 from xformer.layers.dense_cores import dense_core
 from xformer.layers.execution import Execution
@@ -54,14 +55,17 @@ def check_kernels(config: Any, execution: Execution) -> None:
     Raises:
         ValueError: naming the key to change.
     """
+    name = type(config).__name__
+    reads_blocks = getattr(config, "attention_type", None) == "block_sparse"
+    if execution.attention == "pallas" and reads_blocks:
+        check_width(config.block_size, f"{name}.block_size")
     if execution.attention != "cudnn":
         return
-    name = type(config).__name__
     rates = ("attention_dropout", "attention_probs_dropout_prob")
     rate = next((key for key in rates if getattr(config, key, 0.0) > 0.0), None)
     if hasattr(config, "relative_attention_num_buckets"):
         lacks = f"biases by distance, which the {name} describes"
-    elif getattr(config, "attention_type", None) == "block_sparse":
+    elif reads_blocks:
         lacks = f"block-sparse attention, got {name}.attention_type='block_sparse'"
     elif rate is not None:
         lacks = f"dropout of probabilities; set {name}.{rate} to 0 (got {getattr(config, rate)})"

@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from xformer.layers.block_reading import Given, Reading
+from xformer.layers.block_reading import Given, Reading, check_width
 from xformer.layers.kernels import block_gpu, block_tpu
 from xformer.layers.kernels.block_dropout import draws
 from xformer.layers.kernels.devices import by_platform, split
@@ -23,9 +23,6 @@ from xformer.layers.sharding import dividing_axes
 
 _KERNELS = {"tpu": block_tpu, "cuda": block_gpu}
 _INTERPRETED = block_tpu  # on other platforms
-
-LEAST_WIDTH = 16
-"""The fewest tokens of a block, which are a power of two: GPUs' matrix units take no fewer."""
 
 
 def attend_by_kernels(
@@ -56,12 +53,7 @@ def attend_by_kernels(
         ValueError: if the blocks have a width that no kernel takes, or the tokens are split over
             devices; names the key.
     """
-    width = reading.block_size
-    if width < LEAST_WIDTH or width & (width - 1):
-        raise ValueError(
-            f'Execution.attention="pallas" needs block_size to be a power of two from '
-            f'{LEAST_WIDTH} on, got {width}; set Execution.attention to "xla"'
-        )
+    check_width(reading.block_size)
     if key is not None and reading.dropout_rate:
         given = dataclasses.replace(given, seed_2=jax.random.key_data(key)[:2])
     if reading.axes:
