@@ -21,9 +21,11 @@ from xformer.generation.decoding import Decoding
 from xformer.generation.sampling import Sampling
 from xformer.generation.search import Limits
 from xformer.layers.execution import Execution
-from xformer.layers.heads import CausalLM
+from xformer.layers.heads import CausalLM, ConditionalGeneration
 from xformer.layers.stack import restack
 from xformer.models import build
+from xformer.models.bigbird_config import BigBirdConfig
+from xformer.models.umt5_config import UMT5Config
 from xformer.models.xglm import XGLMConfig, XGLMForCausalLM
 from xformer.outputs import FlaxGreedySearchOutput, FlaxSampleOutput
 from xformer.partitioning import MeshConfig, Rules
@@ -190,3 +192,45 @@ def test_generating_nothing_is_refused(model, new):
     ids, mask = map(jnp.asarray, left_pad(PROMPTS, config.pad_token_id))
     with pytest.raises(ValueError, match=f"max_new_tokens must be at least 1, got {new}"):
         generate(build(config, CausalLM()), params, ids, mask, KEY, max_new_tokens=new)
+
+
+@pytest.mark.parametrize("fewest", [-1, NEW + 1])
+def test_more_tokens_at_least_than_at_most_are_refused(model, fewest):
+    config, params = model
+    ids, mask = map(jnp.asarray, left_pad(PROMPTS, config.pad_token_id))
+    limits = {"max_new_tokens": NEW, "min_new_tokens": fewest}
+    said = f"min_new_tokens must be from 0 to max_new_tokens={NEW}, got {fewest}"
+    with pytest.raises(ValueError, match=said):
+        generate(build(config, CausalLM()), params, ids, mask, KEY, **limits)
+
+
+def test_prompts_of_another_form_are_refused(untyped):
+    for shape in [(3,), (2, 0)]:
+        with pytest.raises(ValueError, match=r"input_ids must have shape \(rows, tokens\)"):
+            prompts_of(XGLMConfig(), jnp.ones(shape, jnp.int32))
+    ids = jnp.ones((2, 3), jnp.int32)
+    with pytest.raises(ValueError, match="decoder_input_ids must have 2 rows, .* got 1"):
+        prompts_of(UMT5Config(), ids, decoder_input_ids=ids[:1])
+
+
+def test_a_decoding_says_what_an_encoder_decoder_begins_with():
+    config = UMT5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    module, ids = build(config, ConditionalGeneration()), jnp.ones((1, 2), jnp.int32)
+    params = meta.unbox(module.init(KEY, ids, decoder_input_ids=ids)["params"])
+    for chosen, begins in [(7, 7), (None, config.decoder_start_token_id)]:
+        decoding = Decoding.of(config, decoder_start_token_id=chosen)
+        out = generate(module, params, ids, None, KEY, max_new_tokens=1, decoding=decoding)
+        assert out.sequences[0, 0] == begins
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_more_tokens_than_positions_are_refused(use_cache):
+    fields = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    fields |= {"num_attention_heads": 2, "max_position_embeddings": 10, "is_decoder": True}
+    config = BigBirdConfig(**fields, attention_type="original_full", use_cache=use_cache)
+    module, ids = build(config, CausalLM()), jnp.ones((1, 6), jnp.int32)
+    params = meta.unbox(module.init(KEY, ids)["params"])
+    write = functools.partial(generate, module, params, ids, None, KEY)
+    assert write(max_new_tokens=4).sequences.shape == (1, 10)
+    with pytest.raises(ValueError, match="11 tokens are more than BigBirdConfig.max_position"):
+        write(max_new_tokens=5)

@@ -133,20 +133,15 @@ def token_limits(
     """
     from xformer.generation.writer import prompt_ids
 
-    counts_prompt = settings.max_new_tokens is None or (
-        settings.min_new_tokens is None and settings.min_length
-    )
-    has_table = hasattr(config, "check_length")  # of positions, which nothing may outgrow
     longest, prompt = 1, ""
-    if not config.is_encoder_decoder and (counts_prompt or has_table):
+    if not config.is_encoder_decoder:
         longest, prompt = max((len(prompt_ids(tokenizer, text)), text) for text in prompts)
     fewest, most = settings.new_tokens(longest)
-    if has_table:
-        try:
-            config.check_length(longest + most)
-        except ValueError as error:
-            raise ValueError(
-                f"the prompt {prompt!r:.60} has {longest} tokens, too many with {most} new ones: "
-                f"{error}"
-            ) from error
+    try:
+        config.check_length(longest + most)
+    except ValueError as error:
+        raise ValueError(
+            f"the prompt {prompt!r:.60} has {longest} tokens, too many with {most} new ones: "
+            f"{error}"
+        ) from error
     return most, min(fewest, most)

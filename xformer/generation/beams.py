@@ -123,8 +123,7 @@ def _begin(
     module: Module, params: Any, prompts: Prompts, number: int, *, room: int, decoding: Decoding
 ) -> _Search:
     """Reads the prompts, and makes the beams of each."""
-    use_cache = module.config.use_cache if decoding.use_cache is None else decoding.use_cache
-    state = start(module, params, prompts, room=room, use_cache=use_cache)
+    state = start(module, params, prompts, room=room, use_cache=decoding.caches(module.config))
     ids_BS = jnp.pad(prompts.ids_BP, ((0, 0), (0, room)), constant_values=_fill(decoding))
     ids_BKS = jnp.repeat(ids_BS[:, None], number, axis=1)
     shape = ids_BKS.shape[:2]

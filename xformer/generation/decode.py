@@ -52,8 +52,8 @@ def generate(
         max_new_tokens: Most tokens to write.
         min_new_tokens: No row ends with fewer.
         decoding: How tokens are chosen; greedy, with the config's padding and end tokens, if None.
-        decoder_input_ids: What an encoder-decoder goes on from, padded on the left;
-            `config.decoder_start_token_id` if None.
+        decoder_input_ids: What an encoder-decoder goes on from, padded on the left; if None the
+            `decoder_start_token_id` of `decoding`, or that of the config.
         decoder_attention_mask: 1 for its tokens, 0 for padding.
         encoder_hidden_states: What a decoder with cross-attention reads.
         encoder_attention_mask: 1 for states that may be read; all may be if None.
@@ -65,11 +65,17 @@ def generate(
         sequence.
 
     Raises:
-        ValueError: if `max_new_tokens` is below 1, or the arguments do not fit the kind of model
-            or each other.
+        ValueError: if `max_new_tokens` is below 1 or `min_new_tokens` not between 0 and that, if
+            the model has no positions for so many tokens, or if the arguments do not fit the kind
+            of model or each other.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    if not 0 <= min_new_tokens <= max_new_tokens:
+        raise ValueError(
+            f"min_new_tokens must be from 0 to max_new_tokens={max_new_tokens}, got "
+            f"{min_new_tokens}"
+        )
     decoding = decoding or Decoding.of(module.config)
     prompts = prompts_of(
         module.config,
@@ -79,6 +85,7 @@ def generate(
         decoder_attention_mask,
         encoder_hidden_states=encoder_hidden_states,
         encoder_attention_mask=encoder_attention_mask,
+        decoder_start_token_id=decoding.decoder_start_token_id,
     )
     limits = Limits(*(jnp.asarray(n, jnp.int32) for n in (0, min_new_tokens, max_new_tokens)))
     found = search(module, params, prompts, limits, key, room=max_new_tokens, decoding=decoding)
@@ -145,7 +152,7 @@ def prompts_of(
     Raises:
         ValueError: if the arguments do not fit the kind of model or each other.
     """
-    _check_prompts("input_ids", input_ids, input_ids.shape[0])
+    _check_prompts("input_ids", input_ids)
     mask = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
     _check_same("attention_mask", mask, input_ids)
     if not getattr(config, "is_encoder_decoder", False):
@@ -165,7 +172,12 @@ def prompts_of(
         first = decoder_start_token_id
         first = config.decoder_start_token_id if first is None else first
         decoder_input_ids = jnp.full(shape, first, input_ids.dtype)
-    _check_prompts("decoder_input_ids", decoder_input_ids, input_ids.shape[0])
+    _check_prompts("decoder_input_ids", decoder_input_ids)
+    if len(decoder_input_ids) != len(input_ids):
+        raise ValueError(
+            f"decoder_input_ids must have {len(input_ids)} rows, one for each of input_ids, got "
+            f"{len(decoder_input_ids)}"
+        )
     if decoder_attention_mask is None:
         decoder_attention_mask = jnp.ones_like(decoder_input_ids)
     _check_same("decoder_attention_mask", decoder_attention_mask, decoder_input_ids)
@@ -327,11 +339,10 @@ def _search(
     return search(module, params, prompts, limits, key, room=room, decoding=decoding)
 
 
-def _check_prompts(name: str, ids: Array, rows: int) -> None:
-    if ids.shape[0] != rows or ids.shape[1] < 1:
+def _check_prompts(name: str, ids: Array) -> None:
+    if ids.ndim != 2 or not ids.size:
         raise ValueError(
-            f"{name} must have {rows} rows, one for each of input_ids, and at least one token in "
-            f"each, got shape {ids.shape}"
+            f"{name} must have shape (rows, tokens), at least one of each, got {ids.shape}"
         )
 
 

@@ -75,8 +75,12 @@ def start(
 
     Returns:
         The state before the last token of the prompts.
+
+    Raises:
+        ValueError: if the model has no positions for so many tokens.
     """
     batch, length = prompts.ids_BP.shape
+    module.config.check_length(length + room)
     state = DecoderState(
         length=jnp.zeros((), jnp.int32),
         mask_BS=jnp.pad(prompts.mask_BP, ((0, 0), (0, room)), constant_values=1),

@@ -53,7 +53,7 @@ class Decoding:
         pad_token_id: Follows an end token.
         eos_token_ids: Tokens that end a row.
         rules: Changes to the scores of the next token.
-        sampling: How a token is chosen; of no meaning for beams, which take the most likely.
+        sampling: How a token is chosen; greedy where there are beams, which take the most likely.
         beams: Beam search; None for one sequence at a time.
         num_return_sequences: Sequences for each prompt: drawn independently, or the best beams.
         output_scores: Whether to return the scores that every token was chosen by.
@@ -91,6 +91,10 @@ class Decoding:
                 "output_scores=True needs num_beams=1: beam search returns the scores of its "
                 "sequences, always"
             )
+
+    def caches(self, config: Any) -> bool:
+        """Whether keys and values are kept, with a model of this config."""
+        return config.use_cache if self.use_cache is None else self.use_cache
 
     @classmethod
     def of(cls, config: Any, **fields: Any) -> "Decoding":

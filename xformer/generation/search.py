@@ -74,8 +74,7 @@ def begin(
     Returns:
         The search before its first step.
     """
-    use_cache = module.config.use_cache if decoding.use_cache is None else decoding.use_cache
-    state = start(module, params, prompts, room=room, use_cache=use_cache)
+    state = start(module, params, prompts, room=room, use_cache=decoding.caches(module.config))
     copies, ids_BP = decoding.num_return_sequences, prompts.ids_BP
     if copies > 1:
         state, ids_BP = expand(state, copies), jnp.repeat(ids_BP, copies, axis=0)

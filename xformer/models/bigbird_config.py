@@ -157,10 +157,10 @@ class BigBirdConfig(ModelConfig):
         )
 
     def check_length(self, length: int) -> None:
-        """Refuses sequences that the position table is too short for.
+        """Refuses rows that the position table is too short for.
 
         Args:
-            length: Number of tokens.
+            length: Number of tokens of a row.
 
         Raises:
             ValueError: if there are more tokens than positions.

@@ -296,6 +296,13 @@ class ModelConfig(FieldChecks):
         """
         write_atomic(Path(json_file_path), self.to_json_string(use_diff))
 
+    def check_length(self, length: int) -> None:
+        """Refuses rows that the model has no positions for; here there are positions for all.
+
+        Args:
+            length: Number of tokens of a row.
+        """
+
     def published_as(self, architecture: str, dtype: str) -> "ModelConfig":
         """A copy for the config.json of saved weights.
 

@@ -180,13 +180,9 @@ class SqueezeBertEmbeddings(nn.Module):
         """Embeds tokens; arguments that are None are as for `SqueezeBertModel`."""
         x_BTD: Any = inputs_embeds if input_ids is None else self.word_embeddings(input_ids)
         x_BTD = x_BTD.astype(self.execution.compute_dtype)
-        length, rows = x_BTD.shape[1], self.config.max_position_embeddings
+        length = x_BTD.shape[1]
         if position_ids is None:
-            if length > rows:
-                raise ValueError(
-                    f"{length} tokens are more than SqueezeBertConfig.max_position_embeddings="
-                    f"{rows}; shorten them, or give position_ids"
-                )
+            self.config.check_length(length)
             position_ids = jnp.arange(length)[None]
         if token_type_ids is None:
             token_type_ids = jnp.zeros((1, length), jnp.int32)

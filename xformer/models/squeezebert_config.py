@@ -129,6 +129,21 @@ class SqueezeBertConfig(ModelConfig):
         """Width of an attention head."""
         return self.hidden_size // self.num_attention_heads
 
+    def check_length(self, length: int) -> None:
+        """Refuses rows that the position table is too short for.
+
+        Args:
+            length: Number of tokens of a row.
+
+        Raises:
+            ValueError: if there are more tokens than positions.
+        """
+        if length > self.max_position_embeddings:
+            raise ValueError(
+                f"{length} tokens are more than SqueezeBertConfig.max_position_embeddings="
+                f"{self.max_position_embeddings}; shorten them, or give position_ids"
+            )
+
     @property
     def head_dropout(self) -> float:
         """Dropout before the classifier of tokens or sequences."""
