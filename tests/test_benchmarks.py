@@ -105,6 +105,29 @@ def test_what_bounds_a_program_is_the_slower_of_both():
     assert (side(bytes=150)["bound"], side(bytes=150)["of_limit"]) == ("bytes", 0.75)
 
 
+def test_a_share_of_the_limit_is_a_goal_without_a_peer():
+    from comparing import reporting
+    from comparing.case import Goal
+
+    goal = Goal("xformer", 0.45, 0.6, measure="of_limit")
+    found = record(side((1.0, 2.0, 4.0)), side(), goal)
+    (stands,) = found["goals"]
+    assert (stands["ratio"], stands["quartiles"], stands["met"]) == (0.5, [0.375, 0.75], True)
+    row = ("Work", "the machine's limit", "0.50 (0.38-0.75)", "0.45", "0.6", "met", "2 s", "1 s")
+    assert reporting.rows([found]) == [(*row, "50%")]
+
+
+def test_the_table_of_sides_shows_what_is_known_of_each():
+    from comparing import reporting
+
+    ours = side((1.0, 2.0, 3.0), temporary=5e8, peak=1e9, flops=2e9, bytes=3e6)
+    found = {"work": "Work", "sides": {"xformer": ours, "peer": {"peak": 2e6}}}
+    shown = reporting.sides([found, {"work": "Other", "refused": "x differs"}])
+    times = ("2 s (-25% to +25%)", f"{ours['of_limit']:.0%}")
+    assert shown[0] == ("Work", "xformer", *times, "1,000 MB", "500 MB", "1 s", "2 G", "3 MB")
+    assert shown[1] == ("Work", "peer", "", "", "2 MB", "", "", "", "")
+
+
 def test_the_limit_is_that_of_the_fewest_operations():
     from comparing.measuring import least_of
 
@@ -149,11 +172,53 @@ def test_a_document_gets_the_table_between_its_marks():
             reporting.put_into(wrong, "new")
 
 
+def test_what_is_for_gpus_alone_is_left_out_elsewhere_or_refused_by_name():
+    from comparing import every
+
+    names = {name for name, one in every.CASES.items() if one.platform == "gpu"}
+    assert {"bigbird-kernels-65536", "umt5-kernels-4096", "xglm-1.7b-train"} < names
+    one = every.CASES["xglm-1.7b-train"]
+    assert one.is_for("gpu", quick=False) and one.is_for("cpu", quick=True)
+    assert not one.is_for("cpu", quick=False)
+    done = peers("--only", one.name, "--runs", "1")
+    assert done.returncode == 1 and f"{one.name}: for a GPU alone" in done.stderr
+
+
+@pytest.fixture
+def small(tmp_path):
+    from comparing.case import Setting
+
+    return Setting(tmp_path, quick=True, threads=1, platform="cpu", dtype="bfloat16")
+
+
+@pytest.mark.reference
+def test_the_blocks_that_flex_attention_is_told_of_are_those_of_the_plan(small):
+    from comparing import block_attention, kernels
+    from comparing.measuring import agreement
+
+    length = kernels.sparse_length(4096, small)
+    core = block_attention.core_of(length, small, drawn=True)
+    ours = kernels.gradients_of(core, *block_attention.arrays_of(length, small))
+    theirs = kernels.flex(small, length=4096)
+    found = {"xformer": ours.outputs(), "peer": theirs.outputs()}
+    assert len(agreement(case(tolerance=0.02), found)) == 3
+    assert ours.units == theirs.units == length
+
+
+def test_attention_with_a_materialised_bias_is_that_of_cudnn(small):
+    from comparing import kernels
+    from comparing.measuring import agreement
+
+    found = [kernels.with_bias(small, length=1024, core=core) for core in ("xla", "cudnn")]
+    outputs = dict(zip(("xformer", "peer"), (one.outputs() for one in found), strict=True))
+    assert len(agreement(case(tolerance=0.02), outputs)) == 4
+
+
 def test_the_command_says_what_it_does_and_names_its_cases():
     assert re.search(r"--keep +leave out what", peers("--help").stdout)
     listed = peers("--list").stdout.splitlines()
     assert len(listed) >= 25 and {line.split(": ")[0] for line in listed} > CASES.keys()
-    assert len(peers("--list", "--family", "umt5").stdout.splitlines()) == 4
+    assert len(peers("--list", "--family", "umt5").stdout.splitlines()) == 6
 
 
 @pytest.fixture(scope="module")

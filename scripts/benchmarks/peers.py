@@ -10,8 +10,9 @@ figure through xformer's, of times the median over turns; what is wanted at leas
 and outputs once, through the time taken; how fast the machine is at either is measured before each
 case. JSON has all else: quartiles, memory, compilation, operations and bytes of every side.
 
-With a GPU that JAX sees, everything runs on it. Needs requirements/reference.txt, and for XGLM
-some 15 GB of memory and 5 GB of disk; two cores take an hour or so for everything.
+With a GPU that JAX sees, everything runs on it, and so do the cases that are for GPUs alone, which
+take the kernels. Needs requirements/reference.txt, and for XGLM some 15 GB of memory and 5 GB of
+disk; two cores take an hour or so for everything.
 
 Examples:
   .venv/bin/python scripts/benchmarks/peers.py --quick
@@ -93,6 +94,8 @@ def main() -> None:
     facts = facts_of(args)
     records = kept(args.json, facts) if args.keep else {}
     left = [case for case in chosen if case.name not in records]
+    if platform := facts.get("platform"):
+        left = fitting(left, platform, args)
     if lacking := [name for name, version in facts["versions"].items() if left and not version]:
         raise SystemExit(f"needs {' and '.join(lacking)}: install requirements/reference.txt")
     if left and (load := os.getloadavg()[0]) > _BUSY * args.threads:
@@ -120,6 +123,26 @@ def facts_of(args: argparse.Namespace) -> dict[str, Any]:
         "runs": args.runs,
         "versions": {name: version_of(name) for name in _PACKAGES},
     }
+
+
+def fitting(cases: list[Case], platform: str, args: argparse.Namespace) -> list[Case]:
+    """The cases that are measured on a platform.
+
+    Args:
+        cases: The cases that are asked for.
+        platform: The platform.
+        args: The command line.
+
+    Returns:
+        Those of them.
+
+    Raises:
+        SystemExit: if one that is not was asked for by its name.
+    """
+    others = [case.name for case in cases if not case.is_for(platform, quick=args.quick)]
+    if others and args.only:
+        raise SystemExit(f"{', '.join(others)}: for a GPU alone; --quick computes small sizes here")
+    return [case for case in cases if case.name not in others]
 
 
 def version_of(package: str) -> str | None:
@@ -195,7 +218,7 @@ def measured(
         The record of each case.
 
     Raises:
-        SystemExit: if the records that are kept are of another machine.
+        SystemExit: if the records that are kept are of another machine, or as `fitting`.
     """
     if not cases:
         return
@@ -207,6 +230,7 @@ def measured(
         here = {"device": machine.device, "platform": machine.platform}
         if here != {key: facts.setdefault(key, value) for key, value in here.items()}:
             raise SystemExit(f"{args.json} was made on {facts['device']}; leave --keep out")
+        cases = fitting(cases, machine.platform, args)
         for place, case in enumerate(cases, 1):
             began = time.monotonic()
 
@@ -217,9 +241,11 @@ def measured(
                 record = measuring.run_case(
                     case,
                     script=SCRIPT,
-                    setting=Setting(Path(folder), args.quick, args.threads, machine.platform),
+                    setting=Setting(
+                        Path(folder), args.quick, args.threads, machine.platform, case.dtype
+                    ),
                     runs=args.runs,
-                    rates=machine.rates(),
+                    rates=machine.rates(case.dtype),
                     say=say,
                 )
             say(f"{reporting.summary(record)}; {time.monotonic() - began:.0f} s")

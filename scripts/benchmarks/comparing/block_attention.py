@@ -75,12 +75,14 @@ def ours(
     return programs.jax_program(
         gradient_of(attend),
         *arrays,
-        outputs=lambda found: dict(zip(_GRADIENTS, found, strict=True)),
+        outputs=lambda found: dict(zip(gradient_names(3), found, strict=True)),
         units=length,
     )
 
 
-_GRADIENTS = ("gradient of queries", "gradient of keys", "gradient of values")
+def gradient_names(count: int) -> list[str]:
+    """Names of the gradients of queries, keys, values and biases, or of the first of them."""
+    return [f"gradient of {one}" for one in ("queries", "keys", "values", "biases")[:count]]
 
 
 def gradient_of(attend: Callable) -> Callable:
@@ -148,7 +150,7 @@ def published(setting: Setting, *, length: int, drawn: bool, backward: bool) -> 
         gradient_of(attend),
         *arrays,
         outputs=lambda found: {
-            name: one.swapaxes(1, 2) for name, one in zip(_GRADIENTS, found, strict=True)
+            name: one.swapaxes(1, 2) for name, one in zip(gradient_names(3), found, strict=True)
         },
         units=length,
     )

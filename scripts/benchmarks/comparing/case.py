@@ -22,12 +22,14 @@ class Setting:
         quick: Whether sizes are small, to see that everything works.
         threads: Threads of each process, on a CPU.
         platform: "cpu" or "gpu"; "any" for what JAX finds.
+        dtype: The numbers that are multiplied.
     """
 
     folder: Path
     quick: bool
     threads: int
     platform: str
+    dtype: str = "float32"
 
     def size(self, published: Any, small: Any) -> Any:
         """The first, or the second of a quick run."""
@@ -76,11 +78,12 @@ class Goal:
     """How much better than a peer xformer shall be: the peer's figure through ours.
 
     Attributes:
-        peer: The side.
+        peer: The side; `OURS` where what counts is the share of the machine's limit.
         at_least: The least that is good enough; None where the ratio is only shown.
         aim: What is hoped for; None if that is `of_limit`, or nothing.
         of_limit: The share of the machine's limit that is hoped for.
-        measure: "seconds", "temporary" (bytes) or "compile" (seconds).
+        measure: "seconds", "temporary" (bytes), "compile" (seconds) or "of_limit" (the share of
+            the machine's limit, without a peer).
     """
 
     peer: str
@@ -102,6 +105,8 @@ class Case:
         tolerance: How far outputs may be apart, as a part of the largest value of the peer; 0 for
             tokens.
         timed: Whether programs are run at all; if not, compiling them is what is compared.
+        dtype: The numbers that are multiplied, which the machine's limit is measured with.
+        platform: "gpu" for what GPUs alone are measured at; small sizes are computed everywhere.
         note: What must be known to read the row.
     """
 
@@ -111,9 +116,15 @@ class Case:
     goals: tuple[Goal, ...]
     tolerance: float = 1e-4
     timed: bool = True
+    dtype: str = "float32"
+    platform: str = "any"
     note: str = ""
 
     @property
     def family(self) -> str:
         """The family."""
         return self.name.partition("-")[0]
+
+    def is_for(self, platform: str, *, quick: bool) -> bool:
+        """Whether the case is measured on a platform."""
+        return quick or self.platform in ("any", platform)

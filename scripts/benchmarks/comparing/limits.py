@@ -26,7 +26,7 @@ def build(side: str, setting: Setting) -> Program:
 
     Args:
         side: `PRODUCT` or `VECTOR`.
-        setting: What it is for.
+        setting: What it is for; products are of its numbers.
 
     Returns:
         The program; its figures are the operations and bytes of a run, and the platform.
@@ -36,12 +36,14 @@ def build(side: str, setting: Setting) -> Program:
 
     if side == PRODUCT:
         width = setting.size(4096, 1024) if jax.default_backend() == "cpu" else 8192
-        shape, flops, size = (width, width), 2 * width**3, 12 * width**2
+        size = 3 * jnp.dtype(setting.dtype).itemsize * width**2
+        shape, flops = (width, width), 2 * width**3
     else:
         width = setting.size(16384, 8192)
         shape, flops, size = (width,), 2 * width**2, 4 * width**2
-    table = jax.random.normal(jax.random.key(0), (width, width), jnp.float32)
-    other = jax.random.normal(jax.random.key(1), shape, jnp.float32)
+    dtype = setting.dtype if side == PRODUCT else "float32"
+    table = jax.random.normal(jax.random.key(0), (width, width), dtype)
+    other = jax.random.normal(jax.random.key(1), shape, dtype)
     product = jax.jit(jnp.matmul)
     device = jax.devices()[0]
     figures = {

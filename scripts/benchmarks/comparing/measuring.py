@@ -1,6 +1,7 @@
 """Running a case: build, compare, take turns."""
 
 import contextlib
+import dataclasses
 import math
 import statistics
 import time
@@ -29,30 +30,33 @@ class Machine:
 
     def __init__(self, script: Path, setting: Setting) -> None:
         """Starts them."""
-        sides = (limits.PRODUCT, limits.VECTOR)
-        self._workers = {side: Worker(script, "", side, setting) for side in sides}
-        built = self._workers[limits.PRODUCT].built
+        self._script, self._setting = script, setting
+        self._workers: dict[tuple[str, str], Worker] = {}
+        built = self._worker(limits.PRODUCT, setting.dtype).built
         self.platform: str = built["platform"]
         self.device: str = built["device"]
-        for worker in self._workers.values():
-            worker.seconds()  # compiles
 
-    def rates(self) -> dict[str, float]:
-        """Operations and bytes per second, the best of some turns."""
-        built = {side: worker.built for side, worker in self._workers.items()}
-        best = {
-            side: min(worker.seconds() for _ in range(_TURNS_OF_LIMITS))
-            for side, worker in self._workers.items()
-        }
-        return {
-            "flops": built[limits.PRODUCT]["flops"] / best[limits.PRODUCT],
-            "bytes": built[limits.VECTOR]["bytes"] / best[limits.VECTOR],
-        }
+    def rates(self, dtype: str) -> dict[str, float]:
+        """Operations on numbers of a dtype and bytes per second, the best of some turns."""
+        product = self._worker(limits.PRODUCT, dtype)
+        vector = self._worker(limits.VECTOR, self._setting.dtype)
+        return {"flops": _best(product, "flops"), "bytes": _best(vector, "bytes")}
+
+    def _worker(self, side: str, dtype: str) -> Worker:
+        if (side, dtype) not in self._workers:
+            setting = dataclasses.replace(self._setting, dtype=dtype)
+            worker = self._workers[side, dtype] = Worker(self._script, "", side, setting)
+            worker.seconds()  # compiles
+        return self._workers[side, dtype]
 
     def stop(self) -> None:
         """Ends them."""
         for worker in self._workers.values():
             worker.stop()
+
+
+def _best(worker: Worker, kind: str) -> float:
+    return worker.built[kind] / min(worker.seconds() for _ in range(_TURNS_OF_LIMITS))
 
 
 def run_case(
@@ -241,11 +245,14 @@ def goal_record(goal: Goal, sides: Mapping[str, dict[str, Any]]) -> dict[str, An
 
     Returns:
         The record: "ratio" is the peer's figure through ours, of times the median over turns, in
-        which the machine was the same for both; "quartiles" is how that spreads.
+        which the machine was the same for both, or the share of the machine's limit; "quartiles"
+        is how that spreads.
     """
     ours, theirs = sides[OURS], sides[goal.peer]
     more = ours["units"] / theirs["units"]
-    if goal.measure == "seconds":
+    if goal.measure == "of_limit":
+        ratios = [ours["of_limit"] * ours["seconds"] / one for one in ours["runs"]]
+    elif goal.measure == "seconds":
         pairs = zip(theirs["runs"], ours["runs"], strict=True)
         ratios = [more * peer / mine for peer, mine in pairs]
     else:

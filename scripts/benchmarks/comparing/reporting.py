@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from comparing.case import OURS
 from xformer.training import page
 
 Record = dict[str, Any]
@@ -17,6 +18,17 @@ HEAD = (
     "ours",
     "peer's",
     "of the limit",
+)
+SIDES_HEAD = (
+    "work",
+    "side",
+    "time (quartiles)",
+    "of the limit",
+    "peak of the process",
+    "temporary memory",
+    "compiled in",
+    "operations",
+    "bytes",
 )
 BEGINS, ENDS = "<!-- peers.py writes from here -->", "<!-- to here -->"
 _MEASURES = {"seconds": "time", "temporary": "temporary memory", "compile": "time to compile"}
@@ -37,13 +49,16 @@ def rows(records: Iterable[Record]) -> list[tuple[str, ...]]:
             found.append((record["work"], "", "refused: " + record["refused"], *[""] * 6))
             continue
         for goal in record["goals"]:
-            ours, theirs = record["sides"]["xformer"], record["sides"][goal["peer"]]
-            measure = goal["measure"]
-            of_limit = f"{ours['of_limit']:.0%}" if measure == "seconds" else ""
+            ours, theirs = record["sides"][OURS], record["sides"][goal["peer"]]
+            measure, of_limit = goal["measure"], ""
+            if measure == "of_limit":
+                theirs = {"seconds": ours["of_limit"] * ours["seconds"]}
+            if measure in ("seconds", "of_limit"):
+                of_limit, measure = f"{ours['of_limit']:.0%}", "seconds"
             found.append(
                 (
                     record["work"],
-                    f"{goal['peer']}, {_MEASURES[measure]}",
+                    peer(goal),
                     ratio(goal),
                     f"{goal['at_least']:.3g}" if goal["at_least"] else "",
                     aim(goal),
@@ -54,6 +69,37 @@ def rows(records: Iterable[Record]) -> list[tuple[str, ...]]:
                 )
             )
     return found
+
+
+def sides(records: Iterable[Record]) -> list[tuple[str, ...]]:
+    """All figures: a row for each side.
+
+    Args:
+        records: The records of cases.
+
+    Returns:
+        The rows, of as many cells as `SIDES_HEAD`; what is not known of a side is empty.
+    """
+    found = []
+    for record in records:
+        for name, side in record.get("sides", {}).items():
+            time, share = "", ""
+            if "seconds" in side:
+                low, high = (one / side["seconds"] - 1 for one in side["quartiles"])
+                time = f"{amount(side, 'seconds')} ({low:+.0%} to {high:+.0%})"
+            if "of_limit" in side:
+                share = f"{side['of_limit']:.0%}"
+            known = ("peak", "temporary", "compile", "flops", "bytes")
+            rest = (amount(side, one) if one in side else "" for one in known)
+            found.append((record["work"], name, time, share, *rest))
+    return found
+
+
+def peer(goal: Record) -> str:
+    """What the ratio of a goal is to."""
+    if goal["measure"] == "of_limit":
+        return "the machine's limit"
+    return f"{goal['peer']}, {_MEASURES[goal['measure']]}"
 
 
 def ratio(goal: Record) -> str:
@@ -84,17 +130,16 @@ def summary(record: Record) -> str:
     """What came of a case, in a line."""
     if "refused" in record:
         return "refused: " + record["refused"]
-    goals = (
-        f"{ratio(one)} of {one['peer']}'s {_MEASURES[one['measure']]}" for one in record["goals"]
-    )
-    return ", ".join(goals)
+    return "; ".join(f"{ratio(one)} of {peer(one)}" for one in record["goals"])
 
 
 def amount(side: Record, measure: str) -> str:
     """A figure of a side."""
     value = side[measure]
-    if measure == "temporary":
+    if measure in ("temporary", "peak", "bytes"):
         return f"{value / 1e6:,.0f} MB"
+    if measure == "flops":
+        return f"{value / 1e9:,.3g} G"
     return f"{value:.3g} s" if value >= 1.0 else f"{value * 1e3:.3g} ms"
 
 
@@ -114,9 +159,10 @@ def notes(records: Iterable[Record]) -> list[str]:
 
 
 def document(records: Sequence[Record], machine: Record) -> str:
-    """What a document shows between its marks: where and when, the table, and the notes."""
+    """What a document shows between its marks: where and when, both tables, and the notes."""
     listed = "\n".join(f"- {note}" for note in notes(records))
-    return f"{where(machine)}.\n\n{markdown(HEAD, rows(records))}\n\n{listed}"
+    every = f"Every side by itself:\n\n{markdown(SIDES_HEAD, sides(records))}"
+    return f"{where(machine)}.\n\n{markdown(HEAD, rows(records))}\n\n{listed}\n\n{every}"
 
 
 def brief(records: Iterable[Record], machine: Record) -> str:
@@ -124,7 +170,7 @@ def brief(records: Iterable[Record], machine: Record) -> str:
     lines = [
         (
             work,
-            f"{goal['peer']}, {_MEASURES[goal['measure']]}",
+            peer(goal),
             ratio(goal),
             f"{goal['at_least']:.3g}",
         )
@@ -182,7 +228,7 @@ def picture(records: Iterable[Record], title: str) -> str:
 def bars(records: Iterable[Record]) -> tuple[Any, float]:
     """What to draw, and how high: bars from 1, those on the right good, and a line at each goal."""
     goals = wanted(records)
-    names = [f"{work}\n{goal['peer']}, {_MEASURES[goal['measure']]}" for work, goal in goals]
+    names = [f"{work}\n{peer(goal)}" for work, goal in goals]
 
     def draw(axes: Any, colors: Any) -> None:
         for place, (_, goal) in enumerate(goals):
@@ -233,12 +279,14 @@ def html(records: Sequence[Record], machine: Record) -> str:
     draw, height = bars(records)
     svg = figures.as_svg(draw, page.text(title), height)
     table = {f"{place}": row for place, row in enumerate(rows(records), 1)}
+    each = {f"{place}": row for place, row in enumerate(sides(records), 1)}
     listed = "".join(f"<li>{page.text(note)}</li>" for note in notes(records))
     lines = [f"<p>{page.text(where(machine))}</p>"]
     parts = [
         page.header(title, f"{met} of {len(goals)} met", tone, lines),
         page.section("Ratios", page.figures([("peer's figure through xformer's", svg)])),
-        page.section("All figures", page.grid(HEAD, table)),
+        page.section("All ratios", page.grid(HEAD, table)),
+        page.section("Every side", page.grid(SIDES_HEAD, each)),
         page.section("Notes", f"<ul>{listed}</ul>" if listed else ""),
     ]
     return page.page(title, "benchmark", parts)

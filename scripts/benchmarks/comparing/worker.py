@@ -183,18 +183,19 @@ def use_threads(threads: int) -> None:
 
 
 def _environment(setting: Setting) -> dict[str, str]:
-    """What decides the number of threads, and that all compute in float32 and compile anew."""
+    """What decides the number of threads, and that all multiply as exactly and compile anew."""
     given = {
         "OMP_NUM_THREADS": str(setting.threads),
         "MKL_NUM_THREADS": str(setting.threads),
         "NPROC": str(setting.threads),  # XLA's
         "JAX_ENABLE_COMPILATION_CACHE": "false",
-        "JAX_DEFAULT_MATMUL_PRECISION": "highest",  # as PyTorch's; GPUs take TensorFloat-32 else
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "TF_CPP_MIN_LOG_LEVEL": "2",
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_OFFLINE": "1",
     }
+    if setting.dtype == "float32":  # as PyTorch's; GPUs take TensorFloat-32 else
+        given["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
     if setting.platform == "cpu":
         given |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     kept = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}

@@ -10,6 +10,7 @@ from comparing.case import OURS, Case, Goal, Program, Setting, Side
 _SMALL = {"vocab_size": 512, "d_model": 64, "ffn_dim": 128, "num_layers": 2, "attention_heads": 4}
 _CLASS = "XGLMForCausalLM"
 _LENGTH = 128
+_LOSSES_APART = 0.01  # in bfloat16 and in float32
 
 
 def config_of(setting: Setting, **fields: Any) -> Any:
@@ -104,6 +105,85 @@ def flax_train(setting: Setting) -> Program:
     return training.flax(loss, params)
 
 
+_WIDE = {"d_model": 2048, "ffn_dim": 8192, "num_layers": 24, "attention_heads": 16}  # 1.7B
+_WIDE_ROWS, _WIDE_LENGTH = 4, 2048
+
+
+def wide(setting: Setting) -> tuple[Any, Any, dict[str, np.ndarray]]:
+    """The config of XGLM-1.7B, new weights of it, and packed rows."""
+    import xformer
+
+    config = config_of(setting, **setting.size(_WIDE, {}))
+    length = setting.size(_WIDE_LENGTH, 64)
+    ids = programs.token_ids(_WIDE_ROWS, length, config.vocab_size)
+    batch = {
+        "input_ids": ids,
+        "segment_ids": np.ones_like(ids),
+        "position_ids": np.broadcast_to(np.arange(length, dtype=np.int32), ids.shape),
+    }
+    return config, xformer.FlaxXGLMForCausalLM(config).params, batch
+
+
+def wide_train(setting: Setting) -> Program:
+    """Training steps of XGLM-1.7B by xformer in bfloat16, with weights in float32."""
+    import xformer
+    from xformer.data.pipeline import PreparedData
+    from xformer.layers.execution import Execution
+    from xformer.objectives import NextToken
+
+    config, params, batch = wide(setting)
+    program = training.ours(
+        params,
+        batch,
+        model=config,
+        head=xformer.CausalLM(),
+        objective=NextToken(),
+        train_data=PreparedData("not read"),
+        execution=Execution(dtype="bfloat16", attention="cudnn").on(setting.platform),
+    )
+    program.figures["flops"] = useful_flops(config, *batch["input_ids"].shape)
+    return program
+
+
+def wide_loss(setting: Setting) -> Program:
+    """The loss before the first of those steps, in float32."""
+    import jax
+
+    import xformer
+    from xformer.objectives import NextToken
+    from xformer.training.steps import eval_step
+
+    config, params, batch = wide(setting)
+    head = xformer.CausalLM()
+    module = xformer.build(config, head)
+
+    def loss(params: Any, batch: Any) -> Any:
+        sums = eval_step(params, batch, module=module, objective=NextToken(), head=head).sums
+        return sums.loss / sums.tokens
+
+    return programs.jax_program(jax.jit(loss), params, batch, outputs=lambda out: {"loss": out})
+
+
+def useful_flops(config: Any, rows: int, length: int) -> float:
+    """Operations of a step's matrix products that no way of computing it can leave out.
+
+    Forward and twice as many backward: products with weights and the table, and of queries with the
+    keys that they may read. Nothing that is computed again counts.
+
+    Args:
+        config: The architecture.
+        rows: Rows of a batch.
+        length: Tokens of a row.
+
+    Returns:
+        The number.
+    """
+    width, layers = config.d_model, config.num_layers
+    weights = layers * (4 * width**2 + 2 * width * config.ffn_dim) + width * config.vocab_size
+    read = layers * 2 * width * (length + 1) / 2  # of each token, by scores and by contexts
+    return 3 * 2 * rows * length * (weights + read)
+
+
 CASES = [
     Case(
         f"xglm-forward-1x{_LENGTH}",
@@ -119,6 +199,17 @@ CASES = [
         tolerance=1e-3,
         note="Next token, AdamW, gradients clipped at 1, no dropout; "
         "memory of xformer in huge pages, as in `xformer train`.",
+    ),
+    Case(
+        "xglm-1.7b-train",
+        f"XGLM-1.7B train step {_WIDE_ROWS}x{_WIDE_LENGTH:,}, bfloat16",
+        {OURS: Side(wide_train, trains=True), "float32": Side(wide_loss, timed=False)},
+        (Goal(OURS, 0.45, 0.6, measure="of_limit"),),
+        tolerance=_LOSSES_APART,
+        dtype="bfloat16",
+        platform="gpu",
+        note="Weights and moments in float32, cuDNN's attention; the limit is the measured rate of "
+        "products of bfloat16, for the operations that no step can leave out.",
     ),
     *decoding.cases(
         "xglm",
