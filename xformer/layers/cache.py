@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 @struct.dataclass
 class LayerCache:
-    """The keys and values of one self-attention layer.
+    """The keys and values that one attention layer reads: of earlier tokens, or of encoder states.
 
     Attributes:
         key_BSNH: Keys; places that no token has filled yet hold zeros.

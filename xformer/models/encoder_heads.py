@@ -35,7 +35,6 @@ from xformer.layers.norm import layer_norm
 from xformer.layers.parameter import with_axes
 from xformer.layers.vocabulary import VocabularyProjection, VocabularyScores, computed
 from xformer.outputs import (
-    FlaxBaseModelOutputWithPooling,
     FlaxBigBirdForPreTrainingOutput,
     FlaxMaskedLMOutput,
     FlaxMultipleChoiceModelOutput,
@@ -44,9 +43,6 @@ from xformer.outputs import (
     FlaxSequenceClassifierOutput,
     FlaxTokenClassifierOutput,
 )
-
-Body = FlaxBaseModelOutputWithPooling
-"""What a body returns; a family's struct may have further fields."""
 
 
 @runtime_checkable
