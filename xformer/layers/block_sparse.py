@@ -6,11 +6,9 @@ Where nothing of size T x S is asked for, the same comes out in linear time and 
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
@@ -19,7 +17,7 @@ from xformer.layers.block_reading import Given, Reading
 from xformer.layers.block_rows import attend_in_blocks
 from xformer.layers.mask import Mask
 from xformer.layers.relative_bias import DistanceBias
-from xformer.layers.sharding import mesh_axes
+from xformer.layers.sharding import mesh_axes, ways
 
 MIN_BLOCKS = 3  # the two global blocks and one between them
 
@@ -216,10 +214,10 @@ class BlockSparse:
 def _token_axes(blocks: int) -> tuple[str, ...]:
     """The mesh axes in force that the tokens of a row are split over."""
     axes = mesh_axes("act_length")
-    ways = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
-    if blocks % ways:
+    count = ways(axes)
+    if blocks % count:
         raise ValueError(
-            f"the {ways} ways of the mesh axes {axes} must divide the {blocks} blocks of a row; "
+            f"the {count} ways of the mesh axes {axes} must divide the {blocks} blocks of a row; "
             "set MeshConfig.sequence, or the length of the rows"
         )
     return axes

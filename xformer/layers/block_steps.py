@@ -98,8 +98,8 @@ class Steps:
         # Once for all steps: within one XLA works everything out again for every score.
         self.read = self._rows_read(rows := held + 2 * self.halo - 2)
         row_scores = len(k_BTNH) * self.heads * self.width**2
-        self.per_all = _divisor(held, _SCORES_PER_STEP // row_scores)
-        self.per_row = _divisor(
+        self.per_all = greatest_divisor(held, _SCORES_PER_STEP // row_scores)
+        self.per_row = greatest_divisor(
             rows, _SCORES_PER_STEP // (row_scores * self.read.blocks_NMR.shape[2])
         )
         self.all_steps = jnp.arange(held // self.per_all)
@@ -107,7 +107,7 @@ class Steps:
 
     def by_heads(self, most: int) -> list["Steps"]:
         """The same steps with some of the heads each, no more than so many on a CPU."""
-        heads = _divisor(self.heads, most) if self.on_cpu else self.heads
+        heads = greatest_divisor(self.heads, most) if self.on_cpu else self.heads
         parts = [copy.copy(self) for _ in range(self.heads // heads)]
         for i, part in enumerate(parts):
             part.first_head, part.heads = i * heads, heads
@@ -434,6 +434,14 @@ def _add_slice(d_BNHMW: Array, part_BNHMW: Array, start: Array) -> Array:
     return _set_slice(d_BNHMW, before + part_BNHMW, start, axis=3)
 
 
-def _divisor(total: int, limit: int) -> int:
-    """The greatest divisor of `total` up to `limit`, and at least 1."""
+def greatest_divisor(total: int, limit: int) -> int:
+    """The greatest divisor of a number up to a limit.
+
+    Args:
+        total: The number.
+        limit: Greatest divisor that is wanted; below 1 it is 1.
+
+    Returns:
+        The divisor.
+    """
     return max(size for size in range(1, max(1, min(total, limit)) + 1) if total % size == 0)

@@ -12,6 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
+from xformer.layers.block_steps import greatest_divisor
 from xformer.layers.kernels.block_shape import Shape
 
 TOKENS = 256  # of a step's own blocks
@@ -175,12 +176,12 @@ def call(
 
 def per_step(shape: Shape) -> int:
     """Own blocks of a step."""
-    return _divisor(shape.blocks, min(8, TOKENS // shape.width))
+    return greatest_divisor(shape.blocks, min(8, TOKENS // shape.width))
 
 
 def per_all(shape: Shape) -> int:
     """Key blocks of a step of the global query blocks."""
-    return _divisor(shape.blocks, KEYS // shape.width)
+    return greatest_divisor(shape.blocks, KEYS // shape.width)
 
 
 def source(shape: Shape) -> int:
@@ -200,8 +201,3 @@ def groups_of(shape: Shape) -> int:
         if shape.heads % count == 0 and 4 * entries * shape.heads // count <= room
     )
     return next(fitting, shape.heads)
-
-
-def _divisor(total: int, limit: int) -> int:
-    """The greatest divisor of `total` up to `limit`, and at least 1."""
-    return max(size for size in range(1, max(1, min(total, limit)) + 1) if total % size == 0)

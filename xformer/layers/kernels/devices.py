@@ -1,12 +1,13 @@
 """Where kernels run: each device takes what it has, by the kernels of its platform."""
 
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from jax import lax
+
+from xformer.layers.sharding import ways
 
 
 def split(run: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
@@ -22,7 +23,7 @@ def split(run: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..
     """
     mesh = jax.sharding.get_abstract_mesh()
     free = set(mesh.axis_names) - set(mesh.manual_axes)
-    if math.prod(mesh.shape[axis] for axis in free) == 1:
+    if ways(tuple(free)) == 1:
         return run
     return jax.shard_map(
         run, in_specs=in_specs, out_specs=out_specs, axis_names=free, check_vma=False
