@@ -261,8 +261,9 @@ def test_run_goes_on_from_a_bucket_and_past_damage(write_run_file, run, start, t
     run(*train(tmp_path / "elsewhere.gin"))
     again = losses(folders["elsewhere"])
     assert again and again.items() <= expected.items()
-    aside = run("-c", LIST, "gs://bucket/quarantine").splitlines()
+    aside = run("-c", LIST, where["killed"] + "/quarantine").splitlines()
     assert any("/quarantine/24.0/" in name for name in aside)
+    assert not run("-c", LIST, "gs://bucket/quarantine")
     assert "perplexity" in run("-m", "xformer.cli.main", "eval", str(folders["elsewhere"]))
 
 

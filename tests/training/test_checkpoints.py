@@ -21,6 +21,7 @@ from xformer.optim import SGD, Adafactor, AdamW
 from xformer.partitioning import MeshConfig
 from xformer.training import agreement, checkpoints
 from xformer.training.checkpoints import CheckpointError, CheckpointStore
+from xformer.training.config import Checkpoints
 from xformer.training.fingerprint import tree_checksums
 from xformer.training.integrity import _hash
 from xformer.training.state import blueprint, create_state, own_form
@@ -244,10 +245,10 @@ DAMAGE = {
 
 
 @abandons_coroutines
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_step_is_set_aside_and_the_one_before_is_used(folder, run, damage):
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_step_is_set_aside_and_the_one_before_is_used(folder, run, kind):
     saved = save_steps(folder, run, [3, 7])
-    DAMAGE[damage](largest_file(folder / "7" / "state"))
+    DAMAGE[kind](largest_file(folder / "7" / "state"))
     with CheckpointStore(folder, 5) as store:
         restored = store.restore(run, plan_of(run))
         assert restored.step == 3 and list(restored.quarantined) == [7]
@@ -258,13 +259,53 @@ def test_a_damaged_step_is_set_aside_and_the_one_before_is_used(folder, run, dam
     assert [p.name for p in (folder.parent / "quarantine").iterdir()] == ["7.0"]
 
 
+def damage(folder, step):
+    os.truncate(folder / str(step) / "record" / "metadata", 10)
+
+
+@abandons_coroutines
+def test_runs_beside_each_other_set_damaged_steps_aside_each_in_its_own_folder(make_run, tmp_path):
+    for name in ("first", "second"):
+        folder = tmp_path / "bucket" / name
+        run = make_run(checkpoints=Checkpoints(folder=str(folder)))
+        save_steps(folder, run, [3, 7])
+        damage(folder, 7)
+        assert restore(folder, run).step == 3
+        assert run.quarantine_folder == folder / "quarantine"
+        assert [path.name for path in (folder / "quarantine").iterdir()] == ["7.0"]
+        assert (folder / "quarantine" / "7.0" / "state").is_dir()
+        with CheckpointStore(folder, keep=1) as store:  # the next writer takes it for no step
+            store.save(9, initial_state_at(run, 9), "loop", {})
+            assert store.wait() == [9] == store.steps
+        assert sorted(path.name for path in folder.iterdir()) == ["9", "quarantine"]
+    assert sorted(path.name for path in (tmp_path / "bucket").iterdir()) == ["first", "second"]
+
+
+@abandons_coroutines
+def test_a_damaged_step_takes_a_name_that_is_free(folder, run):
+    aside = folder.parent / "quarantine"
+    save_steps(folder, run, [3])
+    for _ in range(2):
+        save_steps(folder, run, [7])
+        damage(folder, 7)
+        restore(folder, run)
+    (aside / "7.1" / "note.txt").write_text("the second")
+    shutil.rmtree(aside / "7.0")  # put back, as the message advises, or looked into elsewhere
+    for _ in range(2):
+        save_steps(folder, run, [7])
+        damage(folder, 7)
+        assert restore(folder, run).step == 3
+    assert sorted(path.name for path in aside.iterdir()) == ["7.0", "7.1", "7.2"]
+    assert (aside / "7.1" / "note.txt").read_text() == "the second"
+
+
 @abandons_coroutines
 def test_processes_look_at_the_folder_again_once_all_that_is_damaged_has_left(
     folder, run, monkeypatch
 ):
     save_steps(folder, run, [3, 7, 9])
     for step in (7, 9):
-        os.truncate(folder / str(step) / "record" / "metadata", 10)
+        damage(folder, step)
     seen, meet = [], checkpoints.distributed.meet
 
     def listed(name, value=None):

@@ -338,8 +338,13 @@ def test_a_lost_checkpoint_folder_is_not_a_fresh_start(make_run, tmp_path):
     finish()
     for path in (tmp_path / "run" / "checkpoints").iterdir():
         path.rename(tmp_path / path.name)
-    with pytest.raises(CheckpointError, match="holds no checkpoint.*quarantine.*Run.folder"):
+    aside = tmp_path / "run" / "quarantine"
+    with pytest.raises(CheckpointError, match=f"holds no checkpoint.*see {aside}, if.*Run.folder"):
         train(make_run(), plain=True)
+    there = Checkpoints(folder=str(tmp_path / "disk"))
+    aside = tmp_path / "disk" / "quarantine"
+    with pytest.raises(CheckpointError, match=f"{tmp_path}/disk holds no checkpoint.*see {aside},"):
+        train(make_run(checkpoints=there), plain=True)
 
 
 def test_the_run_lock_keeps_a_second_process_out(make_run, tmp_path):

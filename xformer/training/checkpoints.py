@@ -8,6 +8,7 @@ is tried.
 
 import contextlib
 import dataclasses
+import itertools
 import shutil
 import threading
 import time
@@ -38,7 +39,6 @@ from xformer.training.integrity import (
 )
 from xformer.training.state import Blueprint, TrainState, blueprint
 
-QUARANTINE = "quarantine"
 _TRASH = ".trash"
 _COMMIT = "commit_success.txt"
 # How much longer than this process another one may write its parts of a checkpoint.
@@ -213,7 +213,7 @@ class CheckpointStore:
         def convert(state: TrainState, layers: str) -> TrainState:
             return _convert(state, run, plan, layers)
 
-        return self._newest(lambda layers: _target(run, plan, layers), convert)
+        return self._newest(run, lambda layers: _target(run, plan, layers), convert)
 
     def restore_params(self, run: Run, plan: Blueprint) -> Restored | None:
         """Reads the parameters alone of the newest step that can be verified.
@@ -243,10 +243,10 @@ class CheckpointStore:
         def target(layers: str) -> Any:
             return {"params": _target(run, plan, layers).params}
 
-        return self._newest(target, lambda tree, layers: convert(tree["params"], layers))
+        return self._newest(run, target, lambda tree, layers: convert(tree["params"], layers))
 
     def _newest(
-        self, target: Callable[[str], Any], convert: Callable[[Any, str], Any]
+        self, run: Run, target: Callable[[str], Any], convert: Callable[[Any, str], Any]
     ) -> Restored | None:
         """Reads the newest step that can be verified, then moves those aside that cannot."""
         damaged: dict[int, str] = {}
@@ -261,7 +261,7 @@ class CheckpointStore:
             except DamagedError as error:
                 damaged[step] = str(error)
                 continue
-            self._set_aside(list(damaged))
+            self._set_aside(list(damaged), run.quarantine_folder)
             return Restored(convert(tree, record["layers"]), record, step, damaged)
         if damaged:
             raise CheckpointError(
@@ -302,19 +302,17 @@ class CheckpointStore:
         )
         return self._reader.restore(step, args=ocp.args.Composite(state=restore)).state
 
-    @property
-    def _quarantine(self) -> epath.Path:
-        return self._folder.parent / QUARANTINE
-
-    def _set_aside(self, steps: list[int]) -> None:
+    def _set_aside(self, steps: list[int], quarantine: epath.Path) -> None:
         """Moves steps away; left in place they would make orbax skip later saves in silence."""
         if not (steps and self._is_writer):
             return
         if self._is_cleaner:
-            _make_folder(self._quarantine, "Checkpoints that could not be verified.")
-            names = [path.name.split(".")[0] for path in self._quarantine.iterdir()]
-            for step in map(str, steps):
-                (self._folder / step).rename(self._quarantine / f"{step}.{names.count(step)}")
+            _make_folder(quarantine, "Checkpoints that could not be verified.")
+            taken = {path.name for path in quarantine.iterdir()}
+            for step in steps:
+                names = (f"{step}.{number}" for number in itertools.count())
+                free = next(name for name in names if name not in taken)
+                (self._folder / str(step)).rename(quarantine / free)
         # Only once all are gone: what looks at a folder while it is moved fails.
         distributed.meet("set damaged checkpoints aside")
         self._manager.reload()

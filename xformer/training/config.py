@@ -207,6 +207,12 @@ class Run:
             return epath.Path(self.folder) / "checkpoints"
         return epath.Path(self.checkpoints.folder)
 
+    @property
+    def quarantine_folder(self) -> epath.Path:
+        """Where checkpoints are moved that cannot be verified, beside those of no other run."""
+        place = self.folder if self.checkpoints.folder is None else self.checkpoints.folder
+        return epath.Path(place) / "quarantine"
+
     def identity(self) -> dict[str, Any]:
         """The part of the description that decides the numbers of the run, as JSON values.
 

@@ -17,7 +17,6 @@ from xformer.tokenization.base import PreTrainedTokenizerBase
 from xformer.training.agreement import check_processes, differences
 from xformer.training.arrays import ARRAYS, arrays_text
 from xformer.training.checkpoints import (
-    QUARANTINE,
     CheckpointError,
     CheckpointStore,
     Restored,
@@ -153,7 +152,7 @@ def train(
         elif status.get("step"):
             raise CheckpointError(
                 f"{folder.path} had saved step {status['step']} but {run.checkpoint_folder} holds "
-                f"no checkpoint; put one back (see {QUARANTINE} beside it, if there is one), or "
+                f"no checkpoint; put one back (see {run.quarantine_folder}, if it exists), or "
                 "start over with another Run.folder"
             )
         origin = provenance(run.seed, source)
