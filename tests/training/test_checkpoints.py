@@ -211,6 +211,26 @@ def test_parameters_alone_are_restored_beside_a_writer(folder, run):
     assert sorted(p.name for p in folder.iterdir()) == before
 
 
+@pytest.mark.parametrize("layers", ["loop", "scan"])
+def test_parameters_alone_are_those_of_the_whole_state(folder, run, layers):
+    model = dataclasses.replace(run.model, vocab_size=31)
+    run = dataclasses.replace(run, model=model)
+    save_steps(folder, run, [3])
+    run = dataclasses.replace(run, execution=Execution(layers=layers))
+    plan = plan_of(run, MeshConfig(data=4, tensor=2))
+    assert plan.is_padded
+    with CheckpointStore(folder) as store:
+        whole = store.restore(run, plan).state.params
+        alone = store.restore_params(run, plan).state
+    for tree in (whole, alone):
+        held, wanted = (
+            jax.tree.map(lambda leaf: (leaf.shape, leaf.sharding), one)
+            for one in (tree, plan.shapes.params)
+        )
+        assert held == wanted
+    assert tree_checksums(alone) == tree_checksums(whole)
+
+
 def test_pruned_steps_do_not_pile_up_while_the_store_is_open(folder, run):
     with CheckpointStore(folder, keep=1) as store:
         for step in range(1, 8):

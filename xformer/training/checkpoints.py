@@ -209,11 +209,11 @@ class CheckpointStore:
             CheckpointError: if the newest step belongs to another model or optimizer, or if there
                 are steps but none can be verified.
         """
-
-        def convert(state: TrainState, layers: str) -> TrainState:
-            return _convert(state, run, plan, layers)
-
-        return self._newest(run, lambda layers: _target(run, plan, layers), convert)
+        return self._newest(
+            run,
+            lambda layers: _target(run, plan, layers),
+            lambda state, layers: _convert(state, run, plan, layers),
+        )
 
     def restore_params(self, run: Run, plan: Blueprint) -> Restored | None:
         """Reads the parameters alone of the newest step that can be verified.
@@ -228,22 +228,11 @@ class CheckpointStore:
         Raises:
             CheckpointError: as for `restore`.
         """
-
-        def convert(params: Any, layers: str) -> Any:
-            if layers == run.execution.layers and not plan.is_padded:
-                return params
-
-            def convert(params: Any) -> Any:
-                return partitioning.resized(
-                    restack(params, run.execution.layers), plan.shapes.params
-                )
-
-            return jax.jit(convert, out_shardings=plan.shardings.params)(params)
-
-        def target(layers: str) -> Any:
-            return {"params": _target(run, plan, layers).params}
-
-        return self._newest(run, target, lambda tree, layers: convert(tree["params"], layers))
+        return self._newest(
+            run,
+            lambda layers: {"params": _target(run, plan, layers).params},
+            lambda tree, layers: _convert(tree["params"], run, plan, layers),
+        )
 
     def _newest(
         self, run: Run, target: Callable[[str], Any], convert: Callable[[Any, str], Any]
@@ -425,16 +414,18 @@ def _target(run: Run, plan: Blueprint, layers: str) -> TrainState:
     return blueprint(dataclasses.replace(run, execution=execution), plan.mesh).own_shapes
 
 
-def _convert(state: TrainState, run: Run, plan: Blueprint, layers: str) -> TrainState:
-    """The state as the run wants it: its stacks, and padding where devices hold some."""
+def _convert(tree: Any, run: Run, plan: Blueprint, layers: str) -> Any:
+    """A state, or its parameters, as the run wants it: stacks, and padding where there is some."""
     if layers == run.execution.layers and not plan.is_padded:
-        return state
+        return tree
+    is_state = isinstance(tree, TrainState)
+    wanted = plan.shapes if is_state else plan.shapes.params
 
-    def convert(state: TrainState) -> TrainState:
-        opt_state = state.opt_state
-        if run.optimizer.elementwise:
-            opt_state = restack(opt_state, run.execution.layers)
-        params = restack(state.params, run.execution.layers)
-        return partitioning.resized(TrainState(state.step, params, opt_state), plan.shapes)
+    def convert(tree: Any) -> Any:
+        new = restack(tree, run.execution.layers)
+        if is_state and not run.optimizer.elementwise:  # then it is always that of loops
+            new = dataclasses.replace(new, opt_state=tree.opt_state)
+        return partitioning.resized(new, wanted)
 
-    return jax.jit(convert, out_shardings=plan.shardings)(state)
+    places = jax.tree.map(lambda leaf: leaf.sharding, wanted)
+    return jax.jit(convert, out_shardings=places)(tree)
