@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import threading
 
@@ -92,6 +93,22 @@ def test_a_finished_run_is_left_alone(make_run, reference, finished):
     outcome = train(make_run(folder=str(finished / "run")), plain=True)
     assert outcome.already_finished and outcome.step == 12
     assert (finished / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_baseline_is_that_of_the_files_at_the_start(make_run, corpus, tmp_path, monkeypatch):
+    prepared = tmp_path / "train"
+    shutil.copytree(corpus / "train", prepared)
+    run = make_run(train_data=PreparedData(str(prepared)), eval_every_steps=2, steps=4)
+    evaluate = Scorer.__call__
+
+    def lose(scorer, *args):
+        (prepared / "unigram_counts.npy").unlink(missing_ok=True)
+        return evaluate(scorer, *args)
+
+    monkeypatch.setattr(Scorer, "__call__", lose)
+    assert train(run, plain=True).status == "finished"
+    baselines = [record["unigram_perplexity"] for record in records(tmp_path / "run", "validation")]
+    assert len(baselines) == 3 and len(set(baselines)) == 1 and baselines[0] > 1
 
 
 def test_the_same_run_twice_gives_the_same_bits(make_run, reference, tmp_path, curve):

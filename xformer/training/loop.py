@@ -132,6 +132,7 @@ def train(
             contextlib.closing(_open_training_batches(run, plan, tokenizer))
         )
         scorer = Scorer(run, plan, run.validation_data) if run.validation_data else None
+        baseline = unigram_baseline(run) if run.scores_text else None
         source = {
             "data": batches.fingerprint,
             "validation": scorer.fingerprint if scorer else None,
@@ -163,13 +164,15 @@ def train(
             tokenizer.save_pretrained(folder.tokenizer)
             log = RunLog(folder.path, run.steps, plain=plain)
         stack.enter_context(log)
-        trainer = _Trainer(run, plan, folder, store, log, notice, tokenizer, batches, scorer)
-        trainer.record = {
+        record = {
             "identity": identity,
             "source": source,
             "config": texts or {},
             "provenance": origin,
         }
+        trainer = _Trainer(
+            run, plan, folder, store, log, notice, tokenizer, batches, scorer, baseline, record
+        )
         trainer.start(restored)
         return trainer.finish()
 
@@ -188,11 +191,12 @@ class _Trainer:
         tokenizer: PreTrainedTokenizerBase,
         batches: BatchIterator,
         scorer: Scorer | None,
+        baseline: float | None,
+        record: dict[str, Any],
     ) -> None:
         self.run, self.plan, self.folder, self.store = run, plan, folder, store
         self.log, self.notice, self.tokenizer = log, notice, tokenizer
-        self.batches, self.scorer = batches, scorer
-        self.record: dict[str, Any] = {}
+        self.batches, self.scorer, self.baseline, self.record = batches, scorer, baseline, record
         self.clock = Stopwatch()
         self.progress = Progress()
         self.step = 0
@@ -359,9 +363,8 @@ class _Trainer:
         self._settle()
         with self.clock.activity("evaluation"):
             scores = self.scorer(self.state.params, self.notice)
-            baseline = unigram_baseline(run) if run.scores_text else None
-        if baseline is not None:
-            scores["unigram_perplexity"] = baseline
+        if self.baseline is not None:
+            scores["unigram_perplexity"] = self.baseline
         with self.clock.activity("log"):
             self.log.validation({"step": self.step, **scores})
         self.validated.add(self.step)
