@@ -332,6 +332,23 @@ def test_a_damaged_status_is_named(make_run, tmp_path):
         train(make_run(), plain=True)
 
 
+def test_the_status_names_the_step_that_is_saved_not_the_newest(make_run, tmp_path, monkeypatch):
+    def fail(store, step, *rest):
+        store.wait()
+        if step == 4:
+            raise CheckpointError("the disk went away")
+        save(store, step, *rest)
+
+    save = CheckpointStore.save
+    monkeypatch.setattr(CheckpointStore, "save", fail)
+    with pytest.raises(CheckpointError, match="went away"):
+        train(make_run(checkpoints=Checkpoints(every_steps=2)), plain=True)
+    assert status(tmp_path / "run")["status"] == "failed"
+    assert status(tmp_path / "run")["step"] == 2
+    RunFolder(tmp_path / "run").write_status("running", saved_step=2)
+    assert RunFolder(tmp_path / "run").read_status()["step"] == 2
+
+
 def test_every_start_is_in_the_provenance(make_run, tmp_path):
     run = make_run(optimizer=AdamW(1e-2), steps=2)
     for steps in (2, 3, 4):

@@ -104,15 +104,15 @@ class RunFolder:
         """What `write_status` wrote last; empty for a new folder."""
         return self._read_json("run.json")
 
-    def write_status(self, status: str, step: int, **details: Any) -> None:
+    def write_status(self, status: str, saved_step: int, **details: Any) -> None:
         """Records where the run stands.
 
         Args:
             status: `RUNNING`, `PREEMPTED`, `FAILED` or `FINISHED`.
-            step: Steps taken.
+            saved_step: Newest step that has a complete checkpoint, recorded as "step"; 0 for none.
             **details: JSON values to record beside them.
         """
-        record = {"status": status, "step": step, "time": time.time(), **details}
+        record = {"status": status, "step": saved_step, "time": time.time(), **details}
         self.write_texts({"run.json": json.dumps(record, indent=1) + "\n"})
 
     def write_provenance(self, origin: dict[str, Any]) -> None:
