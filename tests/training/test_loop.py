@@ -1,5 +1,6 @@
 """The loop: what is logged, when it stops, what a second call does with an earlier one."""
 
+import asyncio
 import dataclasses
 import json
 import os
@@ -9,6 +10,7 @@ import threading
 
 import numpy as np
 import pytest
+from orbax.checkpoint._src.serialization import jax_array_handlers
 
 from xformer import partitioning
 from xformer.data.pipeline import PreparedData, TextData
@@ -22,7 +24,7 @@ from xformer.training.config import Checkpoints
 from xformer.training.evaluation import Scorer
 from xformer.training.folder import RunFolder
 from xformer.training.loop import NonFiniteError, train
-from xformer.training.runlog import read_metrics
+from xformer.training.runlog import RunLog, read_metrics
 from xformer.training.signals import PreemptedError, StopNotice
 from xformer.training.state import blueprint, create_state
 
@@ -304,6 +306,40 @@ def test_a_failed_last_write_is_a_failed_run(make_run, tmp_path, monkeypatch):
         train(make_run(steps=3), plain=True)
     assert status(tmp_path / "run")["status"] == "failed"
     assert events(tmp_path / "run")[-1] == "failed"
+
+
+def test_steps_go_on_while_a_checkpoint_is_written(make_run, tmp_path, monkeypatch):
+    order, saved, begun, released = [], [], threading.Event(), threading.Event()
+
+    async def write_late(*args, **kwargs):
+        if not begun.is_set():
+            order.append("the first write begins")
+            begun.set()
+            await asyncio.to_thread(released.wait, 60)  # steps that waited for it would come after
+            order.append("it goes on")
+        return await write(*args, **kwargs)
+
+    def log(log, record):
+        write_record(log, record)
+        if 5 < record["step"] <= 8:
+            begun.wait(60)
+            order.append(record["step"])
+            saved.append(status(tmp_path / "run")["step"])
+        if record["step"] == 8:
+            released.set()
+
+    write, write_record = jax_array_handlers._async_serialize_replica_slices, RunLog.train
+    monkeypatch.setattr(jax_array_handlers, "_async_serialize_replica_slices", write_late)
+    monkeypatch.setattr(RunLog, "train", log)
+    run = make_run(steps=10, validation_data=None, checkpoints=Checkpoints(every_steps=5))
+    train(run, plain=True)
+    assert order == ["the first write begins", 6, 7, 8, "it goes on"]
+    assert saved == [0, 0, 0]
+    # What was written so late is the state of step 5, although those after it reuse its memory.
+    shutil.rmtree(run.checkpoint_folder / "10")
+    with CheckpointStore(run.checkpoint_folder) as store:
+        restored = store.restore(run, blueprint(run, partitioning.make_mesh(run.mesh)))
+    assert restored.step == 5 and not restored.quarantined
 
 
 def test_a_signal_is_answered_at_once_but_not_twice(capfd):
