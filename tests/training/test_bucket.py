@@ -20,7 +20,7 @@ from xformer.training.runlog import read_metrics
 
 TOKENIZER = Path(__file__).parents[1] / "tokenization" / "fixtures" / "xglm"
 SERVER = """
-import contextlib, sys, time
+import contextlib, sys, threading, time
 from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import objects
 
@@ -28,6 +28,7 @@ from gcp_storage_emulator.handlers import objects
 # send, send the last bytes of an object, move objects within a bucket, and serve several clients at
 # once.
 send = objects.download
+one_move = threading.Lock()  # what it notes of its objects is not made for several threads
 
 def send_named(request, response, storage, *args, **kwargs):
     place = request.params["bucket_name"], request.params["object_id"]
@@ -42,9 +43,10 @@ def send_named(request, response, storage, *args, **kwargs):
 
 def move(request, response, storage, *args, **kwargs):
     request.params["dest_bucket_name"] = request.params["bucket_name"]
-    objects.copy(request, response, storage, *args, **kwargs)
-    if response.status < 300:
-        storage.delete_file(request.params["bucket_name"], request.params["object_id"])
+    with one_move:
+        objects.copy(request, response, storage, *args, **kwargs)
+        if response.status < 300:
+            storage.delete_file(request.params["bucket_name"], request.params["object_id"])
 
 objects.download = send_named
 from gcp_storage_emulator import server
