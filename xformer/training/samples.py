@@ -127,8 +127,8 @@ def check_prompts(run: Run, tokenizer: PreTrainedTokenizerBase) -> None:
                 f"Run.sample_prompts must have at least one token each, got {text!r}, which has "
                 "none; remove it"
             )
-    if is_answered or not hasattr(run.model, "check_length"):
-        return  # positions that are computed go on
+    if is_answered:
+        return
     longest, new = max(map(len, encoded)), run.sample_tokens
     try:
         run.model.check_length(longest + new)
