@@ -332,15 +332,17 @@ def test_kernels_compile_for_gpus(length, dtype, width):
     jax.default_backend() != "gpu", reason="needs a GPU, and JAX_PLATFORMS=cuda,cpu"
 )
 @pytest.mark.parametrize("causal", [False, True])
-def test_kernels_are_the_reference_on_a_gpu(causal):
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.03)])
+def test_kernels_are_the_reference_on_a_gpu(causal, dtype, tolerance):
     length = 700
     segments = documents(length, padding=0)
     mask = Mask(causal, None, None, segments, segments)
     arrays = [normal(seed, B, length, N, 64) for seed in range(4)]
-    arrays[0] = arrays[0] / 8
+    arrays = [one.astype(dtype) for one in (arrays[0] / 8, *arrays[1:])]
+    exact = [one.astype(jnp.float32) for one in arrays]
     bias = DistanceBias(normal(4, N, 2 * length - 1))
     with jax.default_matmul_precision("highest"):
         run = functools.partial(gradients, bias=bias, mask=mask)
         found = jax.jit(functools.partial(run, attend_densely))(*arrays)
-        expected = jax.jit(functools.partial(run, dense_attention))(*arrays)
-    assert_equal(found, expected, tolerance=1e-4)
+        expected = jax.jit(functools.partial(run, dense_attention))(*exact)
+    assert_equal(found, expected, tolerance)

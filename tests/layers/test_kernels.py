@@ -307,12 +307,14 @@ def gpu():
 
 @pytest.mark.skipif(gpu() is None, reason="needs a GPU, and JAX_PLATFORMS=cuda,cpu")
 @pytest.mark.parametrize("causal", [False, True])
-def test_kernels_are_the_definition_on_a_gpu(causal):
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.03)])
+def test_kernels_are_the_definition_on_a_gpu(causal, dtype, tolerance):
     core, length = BlockSparse(64, 3), 16 * 64
     segments = jnp.asarray(np.sort(np.random.default_rng(1).integers(1, 4, (B, length))), jnp.int32)
     mask = Mask(causal, None, None, segments, segments, plan(N, 16, 3))
-    arrays = [normal(seed, B, length, N, 64) for seed in range(4)]
+    arrays = [normal(seed, B, length, N, 64).astype(dtype) for seed in range(4)]
+    exact = [one.astype(jnp.float32) for one in arrays]
     with jax.default_matmul_precision("highest"):
         found = jax.jit(functools.partial(gradients, by_kernels(core)))(*arrays, mask=mask)
-        expected = jax.jit(functools.partial(defined, core))(*arrays, mask=mask)
-    assert_equal(found, expected, tolerance=1e-4)
+        expected = jax.jit(functools.partial(defined, core))(*exact, mask=mask)
+    assert_equal(found, expected, tolerance)
