@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -222,10 +223,12 @@ def kill_half_way(process, folder):
         return False  # it is being written
 
     with process:
+        reader = threading.Thread(target=process.communicate)  # a full pipe would stop the run
+        reader.start()
         while process.poll() is None and not is_due():
             time.sleep(0.05)
         process.kill()
-        process.communicate()
+        reader.join()
 
 
 def test_run_goes_on_from_a_bucket_and_past_damage(write_run_file, run, start, tmp_path):
