@@ -11,6 +11,8 @@ import xformer
 from xformer import FlaxXGLMForCausalLM, XGLMConfig
 from xformer.generation.config import FILE_NAME, GenerationConfig
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 FIXTURES = Path(__file__).parents[1] / "tokenization" / "fixtures"
 IDS = np.random.default_rng(0).integers(3, 19, (2, 4))
 
