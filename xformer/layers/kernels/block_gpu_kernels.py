@@ -3,7 +3,6 @@
 S counts the tokens of one listed block.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,15 @@ from jaxtyping import Array
 
 from xformer.layers.kernels.block_dropout import Draw, factors, of_end, of_row, turned
 from xformer.layers.kernels.block_shape import NEAR, Shape
-from xformer.layers.kernels.tiles import LOWEST, Tokens, product, readable, score
+from xformer.layers.kernels.tiles import (
+    LOWEST,
+    Tile,
+    Tokens,
+    product,
+    readable,
+    score,
+    score_gradients,
+)
 
 PER_PROGRAM = 16  # blocks that a program takes a global block through
 
@@ -40,12 +47,13 @@ class List:
     share: Callable[[Array], Array]
     draw: Callable[[Array, Array], Draw]
 
-    def dropped(self, shape: Shape, given: Any, place: Array, number: Array, x_WS: Array) -> Array:
-        """What dropout leaves of numbers of a tile."""
-        if not shape.dropout:
-            return x_WS
-        draw = self.draw(place, jnp.maximum(number, 0))
-        return x_WS * factors(shape, given["draws"], [draw], shape.width)
+    def tile(self, shape: Shape, given: Any, place: Array, number: Array, allowed: Array) -> Tile:
+        """What happens to the scores with the block at a place."""
+        kept_WS = None
+        if shape.dropout:
+            draw = self.draw(place, jnp.maximum(number, 0))
+            kept_WS = factors(shape, given["draws"], [draw], shape.width)
+        return Tile(allowed, self.share(place), kept_WS)
 
 
 def read_blocks(shape: Shape, rows: List, given: Any, out: Any, sums: Any) -> None:
@@ -59,11 +67,13 @@ def read_blocks(shape: Shape, rows: List, given: Any, out: Any, sums: Any) -> No
         here = _tokens(shape, jnp.maximum(number, 0))
         keys = _listed(shape, number, given.get("key_segments"))
         allowed = readable(queries, keys, shape.causal, keys.places >= 0)
-        scores_WS = score(q_WH, given["k"][here, :], allowed, rows.share(place))
+        tile = rows.tile(shape, given, place, number, allowed)
+        scores_WS = score(q_WH, given["k"][here, :], tile)
         higher_W1 = jnp.maximum(top_W1, scores_WS.max(1)[:, None])
         weights_WS, kept_W1 = jnp.exp(scores_WS - higher_W1), jnp.exp(top_W1 - higher_W1)
         total_W1 = total_W1 * kept_W1 + weights_WS.sum(1)[:, None]
-        weights_WS = rows.dropped(shape, given, place, number, weights_WS)
+        if tile.kept_WS is not None:
+            weights_WS = weights_WS * tile.kept_WS
         v_SH = given["v"][here, :]
         context_WH = context_WH * kept_W1 + product(weights_WS.astype(v_SH.dtype), v_SH, 0)
         return higher_W1, total_W1, context_WH
@@ -78,8 +88,8 @@ def read_blocks(shape: Shape, rows: List, given: Any, out: Any, sums: Any) -> No
 def query_gradients(shape: Shape, rows: List, given: Any, dq: Any) -> None:
     """Gradients of a block of queries."""
     own = _tokens(shape, rows.own)
-    q_WH, dout_WH = given["q"][own, :], given["dout"][own, :]
-    sums_W1, means_W1 = given["sums"][own][:, None], given["means"][own][:, None]
+    sides = given["q"][own, :], given["dout"][own, :]
+    stats = given["sums"][own][:, None], given["means"][own][:, None]
     queries = _own(shape, rows.own, given.get("query_segments"))
 
     def visit(place: Array, dq_WH: Array) -> Array:
@@ -87,23 +97,20 @@ def query_gradients(shape: Shape, rows: List, given: Any, dq: Any) -> None:
         here = _tokens(shape, jnp.maximum(number, 0))
         keys = _listed(shape, number, given.get("key_segments"))
         allowed = readable(queries, keys, shape.causal, keys.places >= 0)
-        k_SH = given["k"][here, :]
-        scores_WS = score(q_WH, k_SH, allowed, rows.share(place))
-        weights_WS = jnp.where(allowed, jnp.exp(scores_WS - sums_W1), 0.0)
-        dweights_WS = product(dout_WH, given["v"][here, :], 1)
-        dweights_WS = rows.dropped(shape, given, place, number, dweights_WS)
-        dscores_WS = weights_WS * (dweights_WS - means_W1)
+        k_SH, v_SH = given["k"][here, :], given["v"][here, :]
+        tile = rows.tile(shape, given, place, number, allowed)
+        _, dscores_WS = score_gradients(sides, (k_SH, v_SH), stats, tile)
         return dq_WH + product(dscores_WS.astype(k_SH.dtype), k_SH, 0)
 
     dq[...] = lax.fori_loop(
-        jnp.int32(0), jnp.int32(rows.count), visit, jnp.zeros(q_WH.shape)
+        jnp.int32(0), jnp.int32(rows.count), visit, jnp.zeros(sides[0].shape)
     ).astype(dq.dtype)
 
 
 def key_gradients(shape: Shape, columns: List, given: Any, dk: Any, dv: Any) -> None:
     """Gradients of a block of keys and their values."""
     own = _tokens(shape, columns.own)
-    k_WH, v_WH = given["k"][own, :], given["v"][own, :]
+    sides = given["k"][own, :], given["v"][own, :]
     keys = _own(shape, columns.own, given.get("key_segments"))
 
     def visit(place: Array, gradients: Any) -> Any:
@@ -113,16 +120,13 @@ def key_gradients(shape: Shape, columns: List, given: Any, dk: Any, dv: Any) -> 
         queries = _listed(shape, number, given.get("query_segments"))
         allowed = readable(queries, keys, shape.causal, queries.places >= 0)
         q_SH, dout_SH = given["q"][here, :], given["dout"][here, :]
-        scores_WS = score(k_WH, q_SH, allowed, columns.share(place))
-        weights_WS = jnp.where(allowed, jnp.exp(scores_WS - given["sums"][here][None]), 0.0)
-        drop = functools.partial(columns.dropped, shape, given, place, number)
-        dweights_WS = drop(product(v_WH, dout_SH, 1))
-        dscores_WS = weights_WS * (dweights_WS - given["means"][here][None])
-        weights_WS = drop(weights_WS)
+        stats = given["sums"][here][None], given["means"][here][None]
+        tile = columns.tile(shape, given, place, number, allowed)
+        weights_WS, dscores_WS = score_gradients(sides, (q_SH, dout_SH), stats, tile)
         dk_WH += product(dscores_WS.astype(q_SH.dtype), q_SH, 0)
         return dk_WH, dv_WH + product(weights_WS.astype(dout_SH.dtype), dout_SH, 0)
 
-    zeros = jnp.zeros(k_WH.shape), jnp.zeros(k_WH.shape)
+    zeros = tuple(jnp.zeros(side.shape) for side in sides)
     found = lax.fori_loop(jnp.int32(0), jnp.int32(columns.count), visit, zeros)
     for d, d_WH, more in zip((dk, dv), found, ("dk_ends", "dv_ends"), strict=True):
         if more in given:

@@ -4,7 +4,7 @@ Within a kernel M counts the blocks of a step and S the tokens of a list.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -16,6 +16,7 @@ from xformer.layers.kernels.block_shape import NEAR, Shape
 from xformer.layers.kernels.block_tpu_fetch import Blocks, per_all, per_step, source
 from xformer.layers.kernels.tiles import (
     LOWEST,
+    Tile,
     Tokens,
     as_column,
     as_row,
@@ -23,6 +24,7 @@ from xformer.layers.kernels.tiles import (
     product,
     readable,
     score,
+    score_gradients,
 )
 
 
@@ -44,7 +46,7 @@ def read_all(shape: Shape, given: Any, out: Any, sums: Any, top: Any, total: Any
     tokens = _listed_tokens(shape, listed, numbers)
     allowed = readable(queries, tokens, shape.causal, tokens.places >= 0)
     q_WC, kv_SC = own.x[...].reshape(2 * shape.width, -1), _listed_x(listed)
-    scores_WS = score(q_WC, kv_SC, allowed)
+    scores_WS = score(q_WC, kv_SC, Tile(allowed))
     top_W1 = jnp.maximum(top[...], scores_WS.max(1, keepdims=True))
     kept_W1 = jnp.exp(top[...] - top_W1)
     weights_WS = jnp.exp(scores_WS - top_W1)
@@ -70,9 +72,8 @@ def read_rows(shape: Shape, table: Any, given: Any, out: Any, sums: Any) -> None
     """Contexts of some query blocks."""
     for i in range(per_step(shape)):
         row = pl.program_id(2) * per_step(shape) + i
-        tile = _row_tile(shape, given, table, row, i)
-        kv_SC = tile.listed_SC
-        scores_WS = score(given["own"].x[i], kv_SC, tile.allowed, tile.share_1S)
+        kv_SC, tile = _row_tile(shape, given, table, row, i)
+        scores_WS = score(given["own"].x[i], kv_SC, tile)
         top_W1 = scores_WS.max(1, keepdims=True)
         weights_WS = jnp.exp(scores_WS - top_W1)
         total_W1 = weights_WS.sum(1, keepdims=True)
@@ -100,10 +101,10 @@ def rows_back(shape: Shape, table: Any, given: Any, dq: Any, d_ends: Any) -> Non
     own = given["own"]
     for i in range(per_step(shape)):
         row = pl.program_id(2) * per_step(shape) + i
-        tile = _row_tile(shape, given, table, row, i)
-        stats = [as_column(own.stats[i][k : k + 1]) for k in range(2)]
-        q_WC, kv_SC = own.x[i], tile.listed_SC
-        weights_WS, dscores_WS = _gradients(shape, q_WC, kv_SC, stats, tile)
+        kv_SC, tile = _row_tile(shape, given, table, row, i)
+        sums, means = (as_column(own.stats[i][k : k + 1]) for k in range(2))
+        q_WC = own.x[i]
+        weights_WS, dscores_WS = _gradients(shape, q_WC, kv_SC, (sums, means), tile)
         dq[i] = product(dscores_WS, kv_SC, 0)[:, : shape.features].astype(dq.dtype)
         ends = slice(0, 2 * shape.width)
         dk_SC = crossed(dscores_WS[:, ends], q_WC)
@@ -169,24 +170,8 @@ def readers_back(shape: Shape, keys: Any, entries: Any, given: Any, d: Any) -> N
         d[0] += part_WC
 
 
-class _Tile(NamedTuple):
-    """What an own block meets.
-
-    Attributes:
-        listed_SC: The listed tokens.
-        allowed: Who reads whom.
-        share_1S: Logarithms of how often a listed key is read, or None.
-        kept_WS: Factors of the dropout, or None.
-    """
-
-    listed_SC: Array
-    allowed: Array
-    share_1S: Array | None = None
-    kept_WS: Array | None = None
-
-
-def _row_tile(shape: Shape, given: Any, table: Any, row: Array, i: int) -> _Tile:
-    """What the query block `row`, number `i` of a step, meets; nothing if it is global."""
+def _row_tile(shape: Shape, given: Any, table: Any, row: Array, i: int) -> tuple[Array, Tile]:
+    """The tokens that the query block `row`, number `i` of a step, meets; none if it is global."""
     listed = _near(given, shape, i)
     listed += [(ref, 0) for ref in given["random"][i * shape.random : (i + 1) * shape.random]]
     is_inner = (row > 0) & (row < shape.blocks - 1)
@@ -204,7 +189,7 @@ def _row_tile(shape: Shape, given: Any, table: Any, row: Array, i: int) -> _Tile
     if shape.dropout:
         drawn = [of_row(shape, _among(given), row, entry) for entry in range(shape.listed)]
         kept_WS = factors(shape, given["draws"], drawn, shape.width)
-    return _Tile(_listed_x(listed), allowed, share_1S, kept_WS)
+    return _listed_x(listed), Tile(allowed, share_1S, kept_WS)
 
 
 def _kept_of_column(shape: Shape, given: Any, column: Array) -> Array:
@@ -233,28 +218,26 @@ def _column_part(
     queries = _listed_tokens(shape, listed, numbers)
     keys = _own_tokens(shape, [own])
     allowed = readable(queries, keys, shape.causal, queries.places >= 0)
-    tile = _Tile(_listed_x(listed), allowed, None, kept_WS)
-    stats = [jnp.concatenate([x.stats[j][k : k + 1] for x, j in listed], axis=1) for k in range(2)]
-    weights_WS, dscores_WS = _gradients(shape, ref.x[i], tile.listed_SC, stats, tile)
-    dk_WC, dv_WC = (product(x, tile.listed_SC, 0) for x in (dscores_WS, weights_WS))
+    listed_SC = _listed_x(listed)
+    sums, means = (
+        jnp.concatenate([x.stats[j][k : k + 1] for x, j in listed], axis=1) for k in range(2)
+    )
+    weights_WS, dscores_WS = _gradients(
+        shape, ref.x[i], listed_SC, (sums, means), Tile(allowed, kept_WS=kept_WS)
+    )
+    dk_WC, dv_WC = (product(x, listed_SC, 0) for x in (dscores_WS, weights_WS))
     return _beside(shape, dk_WC, dv_WC), dscores_WS
 
 
 def _gradients(
-    shape: Shape, own_WC: Array, listed_SC: Array, stats: list[Array], tile: _Tile
+    shape: Shape, own_WC: Array, listed_SC: Array, stats: tuple[Array, Array], tile: Tile
 ) -> tuple[Array, Array]:
     """What is left of the probabilities of a tile, and the gradients of its scores."""
     is_first = lax.broadcasted_iota(jnp.int32, own_WC.shape, 1) < shape.features
     nothing = jnp.zeros(own_WC.shape, own_WC.dtype)
-    scores_WS = score(jnp.where(is_first, own_WC, nothing), listed_SC, tile.allowed, tile.share_1S)
-    sums, means = stats
-    weights_WS = jnp.where(tile.allowed, jnp.exp(scores_WS - sums), 0.0)
-    dweights_WS = product(jnp.where(is_first, nothing, own_WC), listed_SC, 1)
-    dropped_WS = weights_WS
-    if tile.kept_WS is not None:
-        dropped_WS, dweights_WS = (x * tile.kept_WS for x in (weights_WS, dweights_WS))
-    dscores_WS = weights_WS * (dweights_WS - means)
-    return dropped_WS.astype(own_WC.dtype), dscores_WS.astype(own_WC.dtype)
+    own = jnp.where(is_first, own_WC, nothing), jnp.where(is_first, nothing, own_WC)
+    found = score_gradients(own, (listed_SC, listed_SC), stats, tile)
+    return found[0].astype(own_WC.dtype), found[1].astype(own_WC.dtype)
 
 
 def _beside(shape: Shape, first_WC: Array, second_WC: Array) -> Array:

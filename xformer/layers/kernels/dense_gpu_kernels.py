@@ -8,15 +8,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jaxtyping import Array
 
-from xformer.layers.kernels.dense_tiles import (
-    Shape,
-    Side,
-    Softmax,
-    Tile,
-    score_gradients,
-    words_of,
-)
-from xformer.layers.kernels.tiles import Tokens, product
+from xformer.layers.kernels.dense_tiles import Shape, Side, Softmax, tile_of, words_of
+from xformer.layers.kernels.tiles import Tile, Tokens, product, score_gradients
 
 
 def read(shape: Shape, given: Any, out: Any, sums: Any) -> None:
@@ -137,7 +130,7 @@ def _meeting(
             behind_WS = places_W1 - places_1S if of_keys else places_1S - places_W1
             bias_WS = given["biases"][behind_WS + (own.padded - 1)]
         tokens = Tokens(places_W1, segments_W1), Tokens(places_1S, segments_1S)
-        return Tile.of(shape, of_keys, *tokens, bias_WS, words)
+        return tile_of(shape, of_keys, *tokens, bias_WS, words)
 
     return meet
 

@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
 from xformer.layers.dropout import factors_at
-from xformer.layers.kernels.tiles import LOWEST, Tokens, product, readable, score
+from xformer.layers.kernels.tiles import LOWEST, Tile, Tokens, product, readable, score
 
 
 class Inputs(NamedTuple):
@@ -135,41 +135,26 @@ class Shape:
         )
 
 
-class Tile(NamedTuple):
-    """What happens to the scores of a tile.
-
-    Attributes:
-        allowed: Who reads whom; broadcasts to the tile.
-        bias_WS: Added to the scores; None adds nothing.
-        kept_WS: Factors of the dropout; None drops nothing.
-    """
-
-    allowed: Array
-    bias_WS: Array | None
-    kept_WS: Array | None
-
-    @classmethod
-    def of(
-        cls,
-        shape: Shape,
-        of_keys: bool,
-        own: Tokens,
-        listed: Tokens,
-        bias_WS: Array | None,
-        words: tuple[Array, Array] | None,
-    ) -> "Tile":
-        """That of some tokens; `words` are the random ones of its row and head."""
-        queries, keys = (listed, own) if of_keys else (own, listed)
-        allowed = readable(queries, keys, shape.causal, keys.places < shape.keys.length)
-        kept_WS = None
-        if words is not None:
-            places = queries.places * shape.keys.length + keys.places
-            first, second = (jnp.full_like(listed.places, word) for word in words)
-            place, first, second = (
-                lax.bitcast_convert_type(x, jnp.uint32) for x in (places, first, second)
-            )
-            kept_WS = factors_at(place, first, second, shape.dropout)
-        return cls(allowed, bias_WS, kept_WS)
+def tile_of(
+    shape: Shape,
+    of_keys: bool,
+    own: Tokens,
+    listed: Tokens,
+    bias_WS: Array | None,
+    words: tuple[Array, Array] | None,
+) -> Tile:
+    """What happens to the scores of some tokens; `words` are the random ones of row and head."""
+    queries, keys = (listed, own) if of_keys else (own, listed)
+    allowed = readable(queries, keys, shape.causal, keys.places < shape.keys.length)
+    kept_WS = None
+    if words is not None:
+        places = queries.places * shape.keys.length + keys.places
+        first, second = (jnp.full_like(listed.places, word) for word in words)
+        place, first, second = (
+            lax.bitcast_convert_type(x, jnp.uint32) for x in (places, first, second)
+        )
+        kept_WS = factors_at(place, first, second, shape.dropout)
+    return Tile(allowed, bias_WS, kept_WS)
 
 
 class Softmax(NamedTuple):
@@ -193,7 +178,7 @@ class Softmax(NamedTuple):
 
     def over(self, q_WH: Array, k_SH: Array, v_SH: Array, tile: Tile) -> "Softmax":
         """The same with the keys of one more tile."""
-        scores_WS = score(q_WH, k_SH, tile.allowed, tile.bias_WS)
+        scores_WS = score(q_WH, k_SH, tile)
         top_W1 = jnp.maximum(self.top_W1, scores_WS.max(1)[:, None])
         weights_WS = jnp.where(tile.allowed, jnp.exp(scores_WS - top_W1), 0.0)
         kept_W1 = jnp.exp(self.top_W1 - top_W1)
@@ -207,33 +192,6 @@ class Softmax(NamedTuple):
         """The contexts, zeros where no key is read, and logarithms of the denominators."""
         total_W1 = jnp.where(self.total_W1 > 0, self.total_W1, 1.0)
         return self.context_WH / total_W1, self.top_W1 + jnp.log(total_W1)
-
-
-def score_gradients(
-    own: tuple[Array, Array],
-    listed: tuple[Array, Array],
-    stats: tuple[Array, Array],
-    tile: Tile,
-) -> tuple[Float[Array, "W S"], Float[Array, "W S"]]:
-    """What is left of the probabilities of a tile, and the gradients of its scores.
-
-    Args:
-        own: Queries and the gradients of their contexts, or keys and their values.
-        listed: The others of these.
-        stats: Of the queries: logarithms of the denominators, and means of the gradients.
-        tile: What happens to the scores.
-
-    Returns:
-        Both, in float32.
-    """
-    sums, means = stats
-    scores_WS = score(own[0], listed[0], tile.allowed, tile.bias_WS)
-    weights_WS = jnp.where(tile.allowed, jnp.exp(scores_WS - sums), 0.0)
-    dweights_WS = product(own[1], listed[1], 1)
-    dropped_WS = weights_WS
-    if tile.kept_WS is not None:
-        dropped_WS, dweights_WS = (x * tile.kept_WS for x in (weights_WS, dweights_WS))
-    return dropped_WS, weights_WS * (dweights_WS - means)
 
 
 def lengthened(x: Array, axis: int, side: Side, value: float = 0.0) -> Array:

@@ -8,8 +8,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from xformer.layers.kernels.dense_tiles import Shape, Softmax, Tile, score_gradients, words_of
-from xformer.layers.kernels.tiles import Tokens, as_column, as_row, product
+from xformer.layers.kernels.dense_tiles import Shape, Softmax, tile_of, words_of
+from xformer.layers.kernels.tiles import (
+    Tile,
+    Tokens,
+    as_column,
+    as_row,
+    product,
+    score_gradients,
+)
 
 ROWS = 8  # of a register
 
@@ -175,7 +182,7 @@ def _tile(shape: Shape, of_keys: bool, step: Step, given: Any, scratch: Any) -> 
         Tokens(own_W1, own_segments),
         Tokens(listed_1S, None if segments is None else segments[...]),
     )
-    return Tile.of(shape, of_keys, *tokens, bias_WS, words)
+    return tile_of(shape, of_keys, *tokens, bias_WS, words)
 
 
 def _along_diagonals(first_1W: Array, second_1W: Array) -> Float[Array, "W W"]:

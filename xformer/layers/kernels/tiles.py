@@ -50,27 +50,65 @@ def readable(
     return allowed
 
 
+class Tile(NamedTuple):
+    """What happens to the scores of a tile.
+
+    Attributes:
+        allowed: Who reads whom; broadcasts to the tile.
+        added: What is added to the scores, logarithms of how often keys are read, or biases; None
+            adds nothing.
+        kept_WS: Factors of the dropout; None drops nothing.
+    """
+
+    allowed: Bool[Array, "_ _"]
+    added: Float[Array, "..."] | None = None
+    kept_WS: Float[Array, "W S"] | None = None
+
+
 def score(
-    own_WC: Float[Array, "W C"],
-    listed_SC: Float[Array, "S C"],
-    allowed: Bool[Array, "_ _"],
-    share: Float[Array, "..."] | None = None,
+    own_WC: Float[Array, "W C"], listed_SC: Float[Array, "S C"], tile: Tile
 ) -> Float[Array, "W S"]:
     """Scores of a tile, the lowest number where nothing is read.
 
     Args:
         own_WC: Queries or keys of the block.
         listed_SC: Keys or queries.
-        allowed: Who reads whom.
-        share: Added to the scores: logarithms of how often keys are read, or biases.
+        tile: What happens to the scores.
 
     Returns:
         The scores.
     """
     scores_WS = product(own_WC, listed_SC, 1)
-    if share is not None:
-        scores_WS = scores_WS + share
-    return jnp.where(allowed, scores_WS, LOWEST)
+    if tile.added is not None:
+        scores_WS = scores_WS + tile.added
+    return jnp.where(tile.allowed, scores_WS, LOWEST)
+
+
+def score_gradients(
+    own: tuple[Array, Array],
+    listed: tuple[Array, Array],
+    stats: tuple[Array, Array],
+    tile: Tile,
+) -> tuple[Float[Array, "W S"], Float[Array, "W S"]]:
+    """What is left of the probabilities of a tile, and the gradients of its scores.
+
+    Args:
+        own: Queries and the gradients of their contexts, or keys and their values.
+        listed: The others of these.
+        stats: Of the queries: logarithms of the denominators, and means of the gradients.
+        tile: What happens to the scores.
+
+    Returns:
+        Both, in float32.
+    """
+    sums, means = stats
+    scores_WS = score(own[0], listed[0], tile)
+    weights_WS = jnp.where(tile.allowed, jnp.exp(scores_WS - sums), 0.0)
+    dweights_WS = product(own[1], listed[1], 1)
+    dropped_WS = weights_WS
+    if tile.kept_WS is not None:
+        dropped_WS, dweights_WS = (x * tile.kept_WS for x in (weights_WS, dweights_WS))
+    return dropped_WS, weights_WS * (dweights_WS - means)
 
 
 def product(left: Float[Array, "_ _"], right: Float[Array, "_ _"], axis: int) -> Array:
