@@ -139,7 +139,7 @@ def amount(side: Record, measure: str) -> str:
     if measure in ("temporary", "peak", "bytes"):
         return f"{value / 1e6:,.0f} MB"
     if measure == "flops":
-        return f"{value / 1e9:,.3g} G"
+        return f"{value / 1e9:,.0f} G" if value >= 1e11 else f"{value / 1e9:.3g} G"
     return f"{value:.3g} s" if value >= 1.0 else f"{value * 1e3:.3g} ms"
 
 
