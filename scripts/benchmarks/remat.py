@@ -16,7 +16,6 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 from comparing import programs, training
 
 import xformer
@@ -46,7 +45,7 @@ def main() -> None:
     config = programs.without_dropout(
         xformer.XGLMConfig(vocab_size=VOCABULARY, num_layers=args.layers)
     )
-    batch = rows_of(args.rows, args.length)
+    batch = programs.packed_rows(programs.token_ids(args.rows, args.length, VOCABULARY))
     params = xformer.FlaxXGLMForCausalLM(config).params
     steps = {}
     for execution in forms():
@@ -79,16 +78,6 @@ def forms() -> list[Execution]:
         for remat in REMAT_POLICIES
         if remat != "offload"
     ]
-
-
-def rows_of(rows: int, length: int) -> dict[str, np.ndarray]:
-    """Packed rows of one document each."""
-    ids = programs.token_ids(rows, length, VOCABULARY)
-    return {
-        "input_ids": ids,
-        "segment_ids": np.ones_like(ids),
-        "position_ids": np.broadcast_to(np.arange(length, dtype=np.int32), ids.shape),
-    }
 
 
 def step_of(config: Any, params: Any, batch: Any, execution: Execution) -> programs.Program:

@@ -133,8 +133,11 @@ def token_limits(
     """
     from xformer.generation.writer import prompt_ids
 
+    counts_prompt = settings.max_new_tokens is None or (
+        settings.min_new_tokens is None and settings.min_length
+    )
     longest, prompt = 1, ""
-    if not config.is_encoder_decoder:
+    if not config.is_encoder_decoder and (counts_prompt or config.longer_rows):
         longest, prompt = max((len(prompt_ids(tokenizer, text)), text) for text in prompts)
     fewest, most = settings.new_tokens(longest)
     try:

@@ -84,6 +84,7 @@ class BigBirdConfig(ModelConfig):
     projection_groups: int = extension(default=1)
 
     model_type: ClassVar[str] = "big_bird"
+    longer_rows: ClassVar[str] = "resize_position_embeddings"
     unpublished: ClassVar[tuple[str, ...]] = ("BigBirdForNextSentencePrediction",)
 
     def validate(self) -> None:
@@ -155,21 +156,6 @@ class BigBirdConfig(ModelConfig):
             head_dim=self.head_dim,
             dtype=execution.compute_dtype,
         )
-
-    def check_length(self, length: int) -> None:
-        """Refuses rows that the position table is too short for.
-
-        Args:
-            length: Number of tokens of a row.
-
-        Raises:
-            ValueError: if there are more tokens than positions.
-        """
-        if length > self.max_position_embeddings:
-            raise ValueError(
-                f"{length} tokens are more than BigBirdConfig.max_position_embeddings="
-                f"{self.max_position_embeddings}; shorten them, or resize_position_embeddings"
-            )
 
     def published_as(self, architecture: str, dtype: str) -> "BigBirdConfig":
         """A copy for the config.json of saved weights.

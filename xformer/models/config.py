@@ -62,6 +62,7 @@ class ModelConfig(FieldChecks):
         model_type: The family's published name.
         attribute_map: Documented names of fields beside their own.
         unpublished: Classes of the family, without "Flax", that `transformers` has not.
+        longer_rows: What helps rows that outgrow the table of positions; "" without a table.
     """
 
     output_attentions: bool = field(default=False, compare=False, repr=False, metadata=_CALL)
@@ -73,6 +74,7 @@ class ModelConfig(FieldChecks):
     model_type: ClassVar[str] = ""
     attribute_map: ClassVar[Mapping[str, str]] = {}
     unpublished: ClassVar[tuple[str, ...]] = ()
+    longer_rows: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         """Checks the fields.
@@ -297,11 +299,19 @@ class ModelConfig(FieldChecks):
         write_atomic(Path(json_file_path), self.to_json_string(use_diff))
 
     def check_length(self, length: int) -> None:
-        """Refuses rows that the model has no positions for; here there are positions for all.
+        """Refuses rows that a table of positions is too short for.
 
         Args:
             length: Number of tokens of a row.
+
+        Raises:
+            ValueError: if there are more tokens than positions.
         """
+        if self.longer_rows and length > self.max_position_embeddings:
+            raise ValueError(
+                f"{length} tokens are more than {type(self).__name__}.max_position_embeddings="
+                f"{self.max_position_embeddings}; shorten them, or {self.longer_rows}"
+            )
 
     def published_as(self, architecture: str, dtype: str) -> "ModelConfig":
         """A copy for the config.json of saved weights.

@@ -86,6 +86,7 @@ class SqueezeBertConfig(ModelConfig):
     random_blocks: str = extension(default="hf_eval", where=_SPARSE)
 
     model_type: ClassVar[str] = "squeezebert"
+    longer_rows: ClassVar[str] = "give position_ids"
     unpublished: ClassVar[tuple[str, ...]] = (
         "SqueezeBertForPreTraining",
         "SqueezeBertForNextSentencePrediction",
@@ -128,21 +129,6 @@ class SqueezeBertConfig(ModelConfig):
     def head_dim(self) -> int:
         """Width of an attention head."""
         return self.hidden_size // self.num_attention_heads
-
-    def check_length(self, length: int) -> None:
-        """Refuses rows that the position table is too short for.
-
-        Args:
-            length: Number of tokens of a row.
-
-        Raises:
-            ValueError: if there are more tokens than positions.
-        """
-        if length > self.max_position_embeddings:
-            raise ValueError(
-                f"{length} tokens are more than SqueezeBertConfig.max_position_embeddings="
-                f"{self.max_position_embeddings}; shorten them, or give position_ids"
-            )
 
     @property
     def head_dropout(self) -> float:

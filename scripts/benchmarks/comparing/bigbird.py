@@ -160,9 +160,7 @@ def compiled_step(setting: Setting, *, length: int) -> Program:
     places, labels = masked_of(length, setting)
     ids = ids_of(length, setting)
     batch = {
-        "input_ids": ids,
-        "segment_ids": np.ones_like(ids),
-        "position_ids": np.arange(length, dtype=np.int32)[None],
+        **programs.packed_rows(ids),
         "masked_positions": places,
         "masked_labels": labels,
     }

@@ -18,7 +18,7 @@ from comparing.block_attention import (
 )
 from comparing.case import OURS, Case, Goal, Program, Setting, Side
 
-_HEADS_APART = 0.02  # of the largest gradient, for numbers of 8 bits
+_GRADIENTS_APART = 0.02  # of the largest gradient, for numbers of 8 bits
 
 
 def sparse_length(length: int, setting: Setting) -> int:
@@ -102,7 +102,6 @@ def with_bias(setting: Setting, *, length: int, core: str) -> Program:
         The program.
     """
     import jax
-    import jax.numpy as jnp
 
     from xformer.layers.attention import dense_attention
     from xformer.layers.kernels.dense import attend_densely
@@ -120,19 +119,16 @@ def with_bias(setting: Setting, *, length: int, core: str) -> Program:
 
     def by_core(q: Any, k: Any, v: Any, biases: Any) -> Any:
         attend = attend_densely if core == "pallas" else dense_attention
-        return attend(q, k, v, mask=Mask(), bias=DistanceBias(jnp.asarray(biases))).context_BTNH
+        return attend(q, k, v, mask=Mask(), bias=DistanceBias(biases)).context_BTNH
 
     return gradients_of(
         by_cudnn if core == "cudnn" else by_core,
         *arrays_of(length, setting),
         biases,
-        named=f", {length}",
     )
 
 
-def gradients_of(
-    attend: Callable[..., Any], q: Any, k: Any, v: Any, *biases: Any, named: str = ""
-) -> Program:
+def gradients_of(attend: Callable[..., Any], q: Any, k: Any, v: Any, *biases: Any) -> Program:
     """The gradients of the sum of squares of contexts, in bfloat16.
 
     Args:
@@ -141,7 +137,6 @@ def gradients_of(
         k: Keys.
         v: Values.
         *biases: Biases, float32; none for none.
-        named: What the names of outputs end with.
 
     Returns:
         The program, whose units are tokens.
@@ -154,7 +149,7 @@ def gradients_of(
     def loss(*arrays: Any) -> Any:
         return (attend(*arrays).astype(jnp.float32) ** 2).sum()
 
-    names = [name + named for name in gradient_names(len(arrays))]
+    names = gradient_names(len(arrays))
     return programs.jax_program(
         jax.grad(loss, tuple(range(len(arrays)))),
         *arrays,
@@ -175,7 +170,7 @@ def sparse_case(length: int) -> Case:
             "flex_attention": Side(functools.partial(flex, length=length)),
         },
         (Goal("flex_attention", 1.0, 1.5),),
-        tolerance=_HEADS_APART,
+        tolerance=_GRADIENTS_APART,
         dtype="bfloat16",
         platform="gpu",
         note="12 heads of width 64, blocks of 64, 3 random ones, which both are told of.",
@@ -200,7 +195,7 @@ CASES = [
         f"UMT5 attention with bias forward+backward, {_BRIEF:,} tokens, kernels, bfloat16",
         bias_sides(_BRIEF, "pallas", "xla", "cudnn"),
         (Goal("XLA", 1.5, 2.5), Goal("cuDNN", 1.5, 2.5)),
-        tolerance=_HEADS_APART,
+        tolerance=_GRADIENTS_APART,
         dtype="bfloat16",
         platform="gpu",
         note="12 heads of width 64; XLA and cuDNN are given the bias as heads x T x S.",
@@ -213,7 +208,7 @@ CASES = [
             _OTHER: Side(functools.partial(with_bias, length=_BRIEF, core="pallas"), another=True),
         },
         (Goal(_OTHER, 1 / 1.15, 1.0, measure="temporary"),),
-        tolerance=_HEADS_APART,
+        tolerance=_GRADIENTS_APART,
         dtype="bfloat16",
         platform="gpu",
         note="Memory that is linear in the length is a ratio of 1.",

@@ -263,3 +263,13 @@ def token_ids(rows: int, length: int, vocabulary: int, seed: int = 0) -> np.ndar
     """Ids without special tokens, the same in every process."""
     ids = np.random.default_rng(seed).integers(4, vocabulary, (rows, length))
     return ids.astype(np.int32)
+
+
+def packed_rows(ids: np.ndarray) -> dict[str, np.ndarray]:
+    """Rows of one document each, as training reads them."""
+    places = np.arange(ids.shape[1], dtype=np.int32)
+    return {
+        "input_ids": ids,
+        "segment_ids": np.ones_like(ids),
+        "position_ids": np.broadcast_to(places, ids.shape),
+    }
