@@ -120,6 +120,5 @@ def test_cache_is_split_over_rows_and_heads(params):
         state = first(split, prompts, limits())
         for _ in range(2):
             for layer in state.decoder.cache.layers:
-                rows, places, heads, width = layer.key_BSNH.sharding.shard_shape((8, 16, 4, 4))
-                assert (rows, places, heads, width) == (4, 16, 1, 4)
+                assert layer.key_BNSH.sharding.shard_shape((8, 4, 16, 4)) == (4, 1, 16, 4)
             state = onward(split, state, jnp.asarray(5), KEY)

@@ -157,7 +157,7 @@ def test_multi_head_attention_projects_splits_and_merges():
 def test_multi_head_attention_appends_to_its_cache():
     apply, params, x = attention()
     zeros = jnp.zeros((1, T, 2, 3))
-    cache, steps = LayerCache(zeros, zeros), []
+    cache, steps = LayerCache.of(zeros, zeros), []
     for i in range(T):
         mask = Mask(causal=True, query_start=jnp.int32(i))
         out = apply(
@@ -173,7 +173,7 @@ def test_multi_head_attention_refuses_a_cache_without_its_length():
     apply, params, x = attention()
     zeros = jnp.zeros((1, T, 2, 3))
     with pytest.raises(ValueError, match="a cache needs cache_start, the number of tokens in it"):
-        apply({"params": params}, x, mask=Mask(causal=True), cache=LayerCache(zeros, zeros))
+        apply({"params": params}, x, mask=Mask(causal=True), cache=LayerCache.of(zeros, zeros))
 
 
 def test_multi_head_attention_takes_another_core():

@@ -27,15 +27,15 @@ def cache(length=0, max_length=4, layers=2):
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_append_writes_behind_what_is_stored(wrap):
-    layer = LayerCache(tokens(1, 2, 0, 0, 0), tokens(5, 6, 0, 0, 0))
-    layer = wrap(LayerCache.append)(layer, tokens(3, 4), tokens(7, 8), jnp.int32(2))
+    layer = LayerCache.of(tokens(1, 2, 0, 0, 0), tokens(5, 6, 0, 0, 0))
+    layer = wrap(LayerCache.append)(layer, LayerCache.of(tokens(3, 4), tokens(7, 8)), jnp.int32(2))
     np.testing.assert_array_equal(layer.key_BSNH, tokens(1, 2, 3, 4, 0))
     np.testing.assert_array_equal(layer.value_BSNH, tokens(5, 6, 7, 8, 0))
 
 
 def test_append_keeps_the_cache_dtype():
-    layer = LayerCache(tokens(0, 0).astype(jnp.bfloat16), tokens(0, 0).astype(jnp.bfloat16))
-    layer = layer.append(tokens(1), tokens(2), jnp.int32(1))
+    layer = LayerCache.of(tokens(0, 0).astype(jnp.bfloat16), tokens(0, 0).astype(jnp.bfloat16))
+    layer = layer.append(LayerCache.of(tokens(1), tokens(2)), jnp.int32(1))
     assert layer.key_BSNH.dtype == layer.value_BSNH.dtype == jnp.bfloat16
 
 
@@ -43,7 +43,7 @@ def test_empty_cache_has_room_and_no_tokens():
     empty = cache()
     assert len(empty.layers) == 2 and empty.max_length == 4 and int(empty.length) == 0
     for leaf in jax.tree.leaves(empty.layers):
-        assert leaf.shape == (3, 4, 2, 5) and leaf.dtype == jnp.bfloat16 and not leaf.any()
+        assert leaf.shape == (3, 2, 4, 5) and leaf.dtype == jnp.bfloat16 and not leaf.any()
 
 
 def test_check_room_accepts_up_to_the_end():

@@ -14,8 +14,8 @@ from xformer.layers.layer import (
 )
 from xformer.layers.mask import Mask
 
-READ = LayerCache(jnp.ones((1, 4, 2, 3)), jnp.zeros((1, 4, 2, 3)))
-OTHER = LayerCache(jnp.full((1, 5, 2, 3), 2.0), jnp.zeros((1, 5, 2, 3)))
+READ = LayerCache.of(jnp.ones((1, 4, 2, 3)), jnp.zeros((1, 4, 2, 3)))
+OTHER = LayerCache.of(jnp.full((1, 5, 2, 3), 2.0), jnp.zeros((1, 5, 2, 3)))
 
 
 def attended(read, probabilities=None):

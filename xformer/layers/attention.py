@@ -211,13 +211,13 @@ class MultiHeadAttention(nn.Module):
             read = memory
         else:
             source = x_BTD if memory is None else memory
-            read = LayerCache(
+            read = LayerCache.of(
                 self._heads(self.names.key, source), self._heads(self.names.value, source)
             )
         if cache is not None:
             if cache_start is None:
                 raise ValueError("a cache needs cache_start, the number of tokens in it")
-            read = cache.append(read.key_BSNH, read.value_BSNH, cache_start)
+            read = cache.append(read, cache_start)
         bias = None
         if self.relative_bias is not None:
             lengths = x_BTD.shape[1], read.key_BSNH.shape[1]

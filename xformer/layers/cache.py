@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 
@@ -13,26 +14,57 @@ from jaxtyping import Array, Float, Int
 class LayerCache:
     """The keys and values that one attention layer reads: of earlier tokens, or of encoder states.
 
+    Heads come before places, as products over heads want them: a cache in another order would be
+    turned around for every new token.
+
     Attributes:
-        key_BSNH: Keys; places that no token has filled yet hold zeros.
-        value_BSNH: Values.
+        key_BNSH: Keys; places that no token has filled yet hold zeros.
+        value_BNSH: Values.
     """
 
-    key_BSNH: Float[Array, "B S N H"]
-    value_BSNH: Float[Array, "B S N H"]
+    key_BNSH: Float[Array, "B N S H"]
+    value_BNSH: Float[Array, "B N S H"]
 
-    def append(
-        self,
-        key_BTNH: Float[Array, "B T N H"],
-        value_BTNH: Float[Array, "B T N H"],
-        start: Int[Array, ""],
+    @classmethod
+    def of(
+        cls, key_BSNH: Float[Array, "B S N H"], value_BSNH: Float[Array, "B S N H"]
     ) -> "LayerCache":
+        """Keys and values as projections make them."""
+        return cls(key_BSNH.swapaxes(1, 2), value_BSNH.swapaxes(1, 2))
+
+    @property
+    def key_BSNH(self) -> Float[Array, "B S N H"]:
+        """The keys as attention reads them."""
+        return self.key_BNSH.swapaxes(1, 2)
+
+    @property
+    def value_BSNH(self) -> Float[Array, "B S N H"]:
+        """The values as attention reads them."""
+        return self.value_BNSH.swapaxes(1, 2)
+
+    def append(self, new: "LayerCache", start: Int[Array, ""]) -> "LayerCache":
         """Writes the keys and values of T new tokens at places start .. start + T - 1."""
-        key, value = (
-            jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis=1)
-            for old, new in ((self.key_BSNH, key_BTNH), (self.value_BSNH, value_BTNH))
-        )
-        return LayerCache(key, value)
+
+        def written(old_BNSH: Array, new_BNTH: Array) -> Array:
+            new_BNTH = new_BNTH.astype(old_BNSH.dtype)
+            if old_BNSH.dtype != jnp.float32:
+                return _write(old_BNSH, new_BNTH, start)
+            return lax.platform_dependent(
+                old_BNSH, new_BNTH, start, cpu=_write_apart, default=_write
+            )
+
+        return jax.tree.map(written, self, new)
+
+
+def _write(old_BNSH: Array, new_BNTH: Array, start: Array) -> Array:
+    return lax.dynamic_update_slice_in_dim(old_BNSH, new_BNTH, start, axis=2)
+
+
+def _write_apart(old_BNSH: Array, new_BNTH: Array, start: Array) -> Array:
+    # XLA's CPU compiler puts a write into what reads it, and then copies the cache to write it for
+    # the next token too; not into what it believes may not happen. It turns all of a bfloat16 cache
+    # into float32 for either, which a write apart only makes longer.
+    return lax.cond(start >= 0, _write, lambda old, *_: old, old_BNSH, new_BNTH, start)
 
 
 @struct.dataclass
@@ -62,7 +94,7 @@ class Cache:
         dtype: jnp.dtype,
     ) -> "Cache":
         """A cache with room for `max_length` tokens in each of `batch` rows and none stored."""
-        zeros = jnp.zeros((batch, max_length, heads, head_dim), dtype)
+        zeros = jnp.zeros((batch, heads, max_length, head_dim), dtype)
         return cls(
             tuple(LayerCache(zeros, zeros) for _ in range(num_layers)), jnp.zeros((), jnp.int32)
         )
@@ -87,7 +119,7 @@ class Cache:
     @property
     def max_length(self) -> int:
         """Number of tokens there is room for."""
-        return self.layers[0].key_BSNH.shape[1]
+        return self.layers[0].key_BNSH.shape[2]
 
     def check_room(self, new_tokens: int) -> None:
         """Refuses tokens beyond the end, where the length is known (outside `jit`).

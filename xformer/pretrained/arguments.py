@@ -73,7 +73,7 @@ def check_cache(cache: Cache, arrays: Mapping[str, jax.Array]) -> None:
     tokens = next((arrays[name] for name in names if name in arrays), None)
     if tokens is None:
         return
-    rows = cache.layers[0].key_BSNH.shape[0]
+    rows = cache.layers[0].key_BNSH.shape[0]
     if tokens.shape[0] != rows:
         raise ValueError(
             f"past_key_values of batch_size={rows} cannot take {tokens.shape[0]} rows; make "

@@ -52,5 +52,5 @@ def from_past(past_key_values: Mapping[str, Any], paths: tuple[Path, ...]) -> Ca
             f"or foreign entries: {differing[:6]}"
         )
     entries = {path: [jnp.asarray(flat[*path, name]) for name in _ENTRIES] for path in paths}
-    layers = tuple(LayerCache(key, value) for key, value, _ in entries.values())
+    layers = tuple(LayerCache.of(key, value) for key, value, _ in entries.values())
     return Cache(layers, entries[paths[0]][2])
