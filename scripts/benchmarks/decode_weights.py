@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Time of a new token and bytes of weights as decoding can keep them, at the size of XGLM-564M.
 
-Random weights, prompts of 32 tokens, greedy. A token is the difference of writing 32 and 8 tokens
+Random weights, greedy. A token is the difference of writing 32 and 8 tokens
 by one compiled program, over 24, the median of some turns: variants take turns, so that whatever
 else the machine does meets all of them. "of the limit" is the time that reading the weights once
 would take at the speed of products of a matrix and a vector here, through that of the token. "kept"
@@ -14,6 +14,7 @@ compiles for one accelerator that need not be there, and says the bytes.
 
 Examples:
   .venv/bin/python scripts/benchmarks/decode_weights.py
+  .venv/bin/python scripts/benchmarks/decode_weights.py --layers 4 --prompt 1024
   .venv/bin/python scripts/benchmarks/decode_weights.py --products
   .venv/bin/python scripts/benchmarks/decode_weights.py --topology v5e:1x1 --layers 4
 """
@@ -42,7 +43,7 @@ from xformer.layers.linear import multiply_kept
 from xformer.models import build
 from xformer.plan.topology import Topology, avoid_accelerators
 
-PROMPT, ROOM, FEW = 32, 32, 8
+ROOM, FEW = 32, 8
 COMPILED = (
     ("float32", "float32"),
     ("float32", "bfloat16"),
@@ -60,6 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--vocab-size", type=int, default=256008)
     parser.add_argument("--rows", type=int, nargs="*", default=[1, 8])
+    parser.add_argument("--prompt", type=int, default=32, help="tokens that are read before")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--products", action="store_true", help="the products of the layers alone")
     parser.add_argument("--topology", help="one chip to compile for, as `xformer plan` has it")
@@ -83,9 +85,9 @@ def module_of(args: argparse.Namespace, weights: str, dtype: str = "float32") ->
     return build(config, CausalLM(), decoding_execution(Execution(dtype=dtype), weights))
 
 
-def prompts_and_limits(rows: int, new: int) -> tuple[Prompts, Limits]:
+def prompts_and_limits(rows: int, length: int, new: int) -> tuple[Prompts, Limits]:
     """What is written to, and how many tokens; no row ends early."""
-    ids_BP = jax.random.randint(jax.random.key(rows), (rows, PROMPT), 10, 1000)
+    ids_BP = jax.random.randint(jax.random.key(rows), (rows, length), 10, 1000)
     limits = Limits(*(jnp.asarray(number, jnp.int32) for number in (0, new, new)))
     return Prompts(ids_BP, jnp.ones_like(ids_BP)), limits
 
@@ -108,8 +110,8 @@ def time_tokens(args: argparse.Namespace) -> None:
         size = {}
         for weights, tree in kept.items():
             module = module_of(args, weights, "float32" if weights == "float32" else "bfloat16")
-            prompts, few = prompts_and_limits(rows, FEW)
-            many = prompts_and_limits(rows, ROOM)[1]
+            prompts, few = prompts_and_limits(rows, args.prompt, FEW)
+            many = prompts_and_limits(rows, args.prompt, ROOM)[1]
             search = compiled_search(module, ROOM, Decoding.of(module.config))
             program = search.lower(tree, prompts, few, jax.random.key(0)).compile()
             size[weights] = program.memory_analysis().temp_size_in_bytes
@@ -229,7 +231,7 @@ def compile_all(args: argparse.Namespace) -> None:
             module = module_of(args, weights, dtype)
             params = jax.eval_shape(lambda module=module: draw(module))
             params = jax.eval_shape(lambda p, w=weights: decoding_params(p, w), params)
-            given = (params, *prompts_and_limits(rows, ROOM), jax.random.key(0))
+            given = (params, *prompts_and_limits(rows, args.prompt, ROOM), jax.random.key(0))
             shapes = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), given
             )
