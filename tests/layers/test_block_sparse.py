@@ -158,20 +158,23 @@ def test_linear_computation_is_the_definition(situation):
         patch.setattr(block_steps, "_SCORES_PER_STEP", per_step)
         block_rows.attend_in_blocks.clear_cache()  # traced with another number
         found = values_and_gradients(linear, core, *arrays, **options)
-        in_parts = by_one_device(core, *arrays, **options)
+        in_parts = by_one_device(values_and_gradients, linear, core, *arrays, **options)
+        evaluated = by_one_device(linear, core, *arrays[:3], **options)
     for function in (values_and_gradients, block_rows.attend_in_blocks):
         function.clear_cache()
     expected = values_and_gradients(defined, core, *arrays, **options)
     assert_equal(found, expected)
     assert_equal(in_parts, expected)
+    assert_equal(evaluated, expected[1])
 
 
-def by_one_device(core, *arrays, attend=linear, together=1, **options):
-    """Value and gradients by a CPU that is alone, which takes so many heads together."""
+def by_one_device(function, *arguments, together=1, **options):
+    """What a CPU that is alone computes, which takes so many heads together."""
     with pytest.MonkeyPatch.context() as patch, jax.set_mesh(jax.make_mesh((1,), ("one",))):
-        for heads in ("_FORWARD_HEADS", "_BACKWARD_HEADS"):
-            patch.setattr(block_rows, heads, together)
-        return values_and_gradients(attend, core, *arrays, **options)
+        for shared in ("_EVALUATION", "_FORWARD", "_BACKWARD"):
+            steps = getattr(block_rows, shared).steps
+            patch.setattr(block_rows, shared, block_rows._Shared(together, steps))
+        return function(*arguments, **options)
 
 
 def test_a_cpu_that_is_alone_takes_heads_in_parts_and_drops_the_same(monkeypatch):
@@ -186,7 +189,7 @@ def test_a_cpu_that_is_alone_takes_heads_in_parts_and_drops_the_same(monkeypatch
     arrays = *qkv(BLOCKS * W, heads=4), normal(1, B, BLOCKS * W, 4, H)
     table = plan(BLOCKS, 2)
     mask = Mask(random_blocks_NMR=jnp.concatenate([table, table[:1]]))
-    found = by_one_device(CORE, *arrays, attend=dropping, together=2, mask=mask)
+    found = by_one_device(values_and_gradients, dropping, CORE, *arrays, together=2, mask=mask)
     assert 2 in map(len, taken)
     taken.clear()
     expected = values_and_gradients(dropping, CORE, *arrays, mask=mask)

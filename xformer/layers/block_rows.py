@@ -12,7 +12,7 @@ and their softmax is joined.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +25,23 @@ from xformer.layers.block_softmax import Queries, Softmax, gradients
 from xformer.layers.block_steps import Steps, join_heads
 from xformer.layers.sharding import on_one_device
 
-# Heads that a CPU takes together, as `Steps` says: of 12 faster than fewer or more.
-_FORWARD_HEADS = 4
-_BACKWARD_HEADS = 2
+
+class _Shared(NamedTuple):
+    """What one turn of a loop gives to the threads of a CPU.
+
+    Attributes:
+        heads: How many of them are taken together, as `Steps` says.
+        steps: How many steps; little of one waits for the one before.
+    """
+
+    heads: int
+    steps: int = 1
+
+
+# Of 12 heads faster than fewer or more. Several steps take more memory, and longer to compile.
+_EVALUATION = _Shared(6, 3)
+_FORWARD = _Shared(4)
+_BACKWARD = _Shared(2)
 
 
 @functools.partial(jax.jit, static_argnums=(0,))  # layers of one shape are traced once
@@ -75,7 +89,8 @@ def attend_in_blocks(
 def _attend(
     reading: Reading, q_BTNH: Array, k_BTNH: Array, v_BTNH: Array, given: Given
 ) -> Float[Array, "B T N H"]:
-    return _forward(reading, q_BTNH, k_BTNH, v_BTNH, given)[0]
+    contexts = functools.partial(_contexts, _EVALUATION)
+    return _by_platform(contexts, reading, q_BTNH, k_BTNH, v_BTNH, given)[0]
 
 
 def _forward(
@@ -83,7 +98,7 @@ def _forward(
 ) -> tuple[Array, Any]:
     """The contexts, and what the backward pass needs."""
     arrays = q_BTNH, k_BTNH, v_BTNH, given
-    out_BTNH, sums_BTN = _by_platform(_contexts, reading, *arrays)
+    out_BTNH, sums_BTN = _by_platform(functools.partial(_contexts, _FORWARD), reading, *arrays)
     return out_BTNH, (*arrays, out_BTNH, sums_BTN)
 
 
@@ -106,11 +121,18 @@ def _by_platform(function: Any, reading: Reading, *arrays: Any) -> Any:
 
 
 def _contexts(
-    reading: Reading, on_cpu: bool, q_BTNH: Array, k_BTNH: Array, v_BTNH: Array, given: Given
+    shared: _Shared,
+    reading: Reading,
+    on_cpu: bool,
+    q_BTNH: Array,
+    k_BTNH: Array,
+    v_BTNH: Array,
+    given: Given,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
     """The contexts, and the logarithms of the softmax's denominators."""
     steps = Steps(reading, given, k_BTNH, v_BTNH, on_cpu)
-    parts = steps.by_heads(_FORWARD_HEADS)
+    parts = steps.by_heads(shared.heads)
+    scan = functools.partial(lax.scan, unroll=shared.steps if on_cpu else 1)
     ends = [part.ends(q_BTNH) for part in parts]
 
     def read_all(states: list[Softmax], number: Array) -> tuple[list[Softmax], None]:
@@ -123,11 +145,11 @@ def _contexts(
             found = jax.tree.map(functools.partial(part.set_rows, number), found, result)
         return found, None
 
-    states, _ = lax.scan(read_all, [Softmax.empty(q) for q in ends], steps.all_steps)
+    states, _ = scan(read_all, [Softmax.empty(q) for q in ends], steps.all_steps)
     state = steps.shards.joined(join_heads(states, 1)).finish()
     state = state._replace(context_BNMWH=state.context_BNMWH.astype(v_BTNH.dtype))
     found = jax.tree.map(steps.from_ends, state)
-    (top_BTN, total_BTN, out_BTNH), _ = lax.scan(read_rows, found, steps.row_steps)
+    (top_BTN, total_BTN, out_BTNH), _ = scan(read_rows, found, steps.row_steps)
     return out_BTNH, top_BTN + jnp.log(total_BTN)
 
 
@@ -144,7 +166,7 @@ def _gradients(
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N H"], Float[Array, "B T N H"]]:
     """The gradients of queries, keys and values."""
     steps = Steps(reading, given, k_BTNH, v_BTNH, on_cpu)
-    parts = steps.by_heads(_BACKWARD_HEADS)
+    parts = steps.by_heads(_BACKWARD.heads)
     # A product of matrices, since XLA's CPU compiler makes slow sums of products of numbers.
     exact = (x.astype(jnp.float32) for x in (out_BTNH, dout_BTNH))
     means_BTN = jnp.einsum("BTNH,BTNH->BTN", *exact, precision=lax.Precision.HIGHEST)
