@@ -59,8 +59,18 @@ class TableShards(NamedTuple):
         return self.batch + self.length
 
     def spec(self, letters: str, whole: str = "") -> PartitionSpec:
-        """The partition of an array by its letters: B and T of places, V and D of the table."""
-        axes = {"B": self.batch, "T": self.length, "V": self.rows, "D": self.columns}
+        """The partition of an array by its letters.
+
+        Args:
+            letters: Of every axis: B and T are rows and tokens, N the places of both, V and D rows
+                and columns of the table.
+            whole: Those that are not split.
+
+        Returns:
+            The partition.
+        """
+        places = {"B": self.batch, "T": self.length, "N": self.places}
+        axes = {**places, "V": self.rows, "D": self.columns}
         return PartitionSpec(*(None if one in whole else axes[one] or None for one in letters))
 
     def run(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable:

@@ -46,8 +46,8 @@ class Sums(NamedTuple):
     mean_BT: Float[Array, "B T"]
 
 
-_SCORES = {"VD": "VBT", "DV": "BTV"}
-"""The axes of scores, by those of the table."""
+_SCORES = {"VD": "VN", "DV": "NV"}
+"""The axes of scores, by those of the table; N = B x T, as XLA would transpose three axes."""
 
 
 class _Form(NamedTuple):
@@ -71,9 +71,22 @@ class _Form(NamedTuple):
     def scores(self) -> str:
         return _SCORES[self.letters]
 
-    def spread(self, x: Array, letters: str) -> Array:
-        """An array with some of the axes of scores, such that it broadcasts with them."""
-        return jnp.expand_dims(x, [i for i, axis in enumerate(self.scores) if axis not in letters])
+    def spread(self, x: Array, axis: str) -> Array:
+        """Numbers of an axis of scores, such that they broadcast with these."""
+        return jnp.expand_dims(x, 1 - self.scores.index(axis))
+
+    def chunk_of(self, share_size: int, places: int) -> int:
+        """How many tokens a device scores at once; all where these are few scores.
+
+        Args:
+            share_size: Number of its tokens.
+            places: Number of its places.
+
+        Returns:
+            The most tokens: `chunk` where columns of the table are gathered for them.
+        """
+        few = share_size * places <= _FEW_SCORES and not self.shards.columns
+        return share_size if few else self.chunk
 
     @property
     def specs(self) -> tuple[PartitionSpec, ...]:
@@ -152,33 +165,30 @@ def _sums_of_shares(
     over_V = form.scores.index("V")
 
     def add(sums: tuple[Any, ...], start: Any, size: int) -> tuple[Any, ...]:
-        top_BT, z_BT, chosen_BT, total_BT, kept = sums
+        top_N, z_N, chosen_N, total_N, kept = sums
         scores, is_chosen, is_token = chunks.scores(chunks.part(start, size), start)
-        total_BT = total_BT + jnp.where(is_token, scores, 0.0).sum(over_V)
-        new_top_BT = jnp.maximum(top_BT, scores.max(over_V))
-        z_BT = z_BT * jnp.exp(top_BT - new_top_BT)
-        z_BT = z_BT + jnp.exp(scores - jnp.expand_dims(new_top_BT, over_V)).sum(over_V)
-        chosen_BT = chosen_BT + jnp.where(is_chosen, scores, 0.0).sum(over_V)
+        total_N = total_N + jnp.where(is_token, scores, 0.0).sum(over_V)
+        new_top_N = jnp.maximum(top_N, scores.max(over_V))
+        z_N = z_N * jnp.exp(top_N - new_top_N)
+        z_N = z_N + jnp.exp(scores - form.spread(new_top_N, "N")).sum(over_V)
+        chosen_N = chosen_N + jnp.where(is_chosen, scores, 0.0).sum(over_V)
         if kept is not None:
             kept = lax.dynamic_update_slice_in_dim(kept, scores, start, over_V)
-        return new_top_BT, z_BT, chosen_BT, total_BT, kept
+        return new_top_N, z_N, chosen_N, total_N, kept
 
-    zero_BT = jnp.zeros(ids_BT.shape)
-    shape = list(ids_BT.shape)
-    shape.insert(over_V, chunks.share_size)
-    kept = jnp.zeros(shape) if keeps else None
-    begun = (jnp.full_like(zero_BT, -jnp.inf), zero_BT, zero_BT, zero_BT, kept)
-    top_BT, z_BT, chosen_BT, total_BT, kept = _for_chunks(
-        add, begun, chunks.share_size, form.chunk, ids_BT.size
-    )
-    all_top_BT = shards.largest_over_rows(top_BT)
-    z_BT = shards.over_rows(z_BT * jnp.exp(top_BT - all_top_BT))
+    zero_N = jnp.zeros(ids_BT.size)
+    shape = (chunks.share_size, ids_BT.size)
+    kept = jnp.zeros(shape if form.scores == "VN" else shape[::-1]) if keeps else None
+    begun = (jnp.full_like(zero_N, -jnp.inf), zero_N, zero_N, zero_N, kept)
+    top_N, z_N, chosen_N, total_N, kept = chunks.run(add, begun)
+    all_top_N = shards.largest_over_rows(top_N)
+    z_N = shards.over_rows(z_N * jnp.exp(top_N - all_top_N))
     sums = Sums(
-        all_top_BT + jnp.log(z_BT),
-        shards.over_rows(chosen_BT),
-        shards.over_rows(total_BT) / form.vocab_size,
+        all_top_N + jnp.log(z_N),
+        shards.over_rows(chosen_N),
+        shards.over_rows(total_N) / form.vocab_size,
     )
-    return sums, kept
+    return jax.tree.map(lambda x_N: x_N.reshape(ids_BT.shape), sums), kept
 
 
 def _gradients_of_shares(
@@ -187,38 +197,41 @@ def _gradients_of_shares(
     """The gradients of what a device holds."""
     x_BTD, table, bias_V, ids_BT = saved
     shards, chunks = form.shards, _Chunks(form, x_BTD, table, bias_V, ids_BT)
-    log_z, dlog_z, dchosen, dmean = (form.spread(x_BT, "BT") for x_BT in (log_z_BT, *given))
+    log_z, dlog_z, dchosen, dmean = (
+        form.spread(x_BT.reshape(-1), "N") for x_BT in (log_z_BT, *given)
+    )
     dmean = dmean / form.vocab_size
     dtype = _product_dtype(x_BTD)
-    states_BTD = x_BTD.astype(dtype)
+    states_ND = chunks.x_ND.astype(dtype)
 
     def add(gradients: tuple[Any, ...], start: Any, size: int) -> tuple[Any, ...]:
-        dx_BTD, dtable, dbias_V = gradients
+        dx_ND, dtable, dbias_V = gradients
         part = chunks.part(start, size)
         scores, is_chosen, _ = chunks.scores(part, start, kept)
         dscores = dlog_z * jnp.exp(scores - log_z) + jnp.where(is_chosen, dchosen, 0.0) + dmean
         if dbias_V is not None:
-            more_V = dscores.sum([form.scores.index(axis) for axis in "BT"])
+            more_V = dscores.sum(form.scores.index("N"))
             dbias_V = lax.dynamic_update_slice_in_dim(dbias_V, more_V, start, 0)
         dscores, part = dscores.astype(dtype), part.astype(dtype)
-        dx_BTD = dx_BTD + _multiply(f"{form.scores},{form.letters}->BTD", dscores, part)
-        dpart = _multiply(f"{form.scores},BTD->{form.letters}", dscores, states_BTD)
+        dx_ND = dx_ND + _multiply(f"{form.scores},{form.letters}->ND", dscores, part)
+        dpart = _multiply(f"{form.scores},ND->{form.letters}", dscores, states_ND)
         if form.gradient_dtype != dtype:  # CPUs fail at float32 products that XLA transposes
             dpart = lax.optimization_barrier(dpart)
         dpart = shards.own_columns(dpart.astype(form.gradient_dtype), 1 - chunks.axis)
         dtable = lax.dynamic_update_slice_in_dim(dtable, dpart, start, chunks.axis)
-        return dx_BTD, dtable, dbias_V
+        return dx_ND, dtable, dbias_V
 
     zero = (
-        jnp.zeros(x_BTD.shape),
+        jnp.zeros(states_ND.shape),
         jnp.zeros(table.shape, form.gradient_dtype),
         None if bias_V is None else jnp.zeros(bias_V.shape),
     )
-    dx_BTD, dtable, dbias_V = _for_chunks(add, zero, chunks.share_size, form.chunk, ids_BT.size)
+    dx_ND, dtable, dbias_V = chunks.run(add, zero)
     dtable = shards.over_other_places(dtable).astype(table.dtype)
     if dbias_V is not None:
         dbias_V = shards.over_places(dbias_V)
-    return shards.over_rows(dx_BTD.astype(x_BTD.dtype)), dtable, dbias_V
+    dx_BTD = dx_ND.astype(x_BTD.dtype).reshape(x_BTD.shape)
+    return shards.over_rows(dx_BTD), dtable, dbias_V
 
 
 def _product_dtype(x_BTD: Array) -> jnp.dtype:
@@ -232,16 +245,17 @@ class _Chunks:
     def __init__(
         self, form: _Form, x_BTD: Array, table: Array, bias_V: Array | None, ids_BT: Array
     ) -> None:
-        self._form, self._x_BTD, self._table, self._bias_V = form, x_BTD, table, bias_V
+        self._form, self._table, self._bias_V = form, table, bias_V
+        self.x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
         self.axis = form.letters.index("V")
         self.share_size = table.shape[self.axis]
         self._first = form.shards.first_row(self.share_size)
-        self._ids = form.spread(ids_BT, "BT")
+        self._ids = form.spread(ids_BT.reshape(-1), "N")
 
     def part(self, start: Any, size: int) -> Array:
         """The table of a chunk in the compute dtype; who has some of its columns gets them all."""
         part = lax.dynamic_slice_in_dim(self._table, start, size, self.axis)
-        return self._form.shards.with_all_columns(part.astype(self._x_BTD.dtype), 1 - self.axis)
+        return self._form.shards.with_all_columns(part.astype(self.x_ND.dtype), 1 - self.axis)
 
     def scores(
         self, part: Array, start: Any, kept: Array | None = None
@@ -251,9 +265,9 @@ class _Chunks:
         if kept is not None:
             scores = lax.dynamic_slice_in_dim(kept, start, size, form.scores.index("V"))
         elif form.letters == "VD":
-            scores = _multiply("VD,BTD->VBT", part, self._x_BTD)
+            scores = _multiply("VD,ND->VN", part, self.x_ND)
         else:
-            scores = _multiply("BTD,DV->BTV", self._x_BTD, part)
+            scores = _multiply("ND,DV->NV", self.x_ND, part)
         if self._bias_V is not None and kept is None:
             bias_V = lax.dynamic_slice_in_dim(self._bias_V, start, size, 0)
             scores = scores + form.spread(bias_V, "V")
@@ -264,19 +278,22 @@ class _Chunks:
             scores = jnp.where(is_token, scores, _LOWEST)
         return scores, ids == self._ids, is_token
 
+    def run(self, add: Callable[..., Any], begun: Any) -> Any:
+        """Adds up chunks, all alike but one of what is left, and no larger than is fast."""
 
-def _for_chunks(add: Callable[..., Any], begun: Any, size: int, most: int, places: int) -> Any:
-    """Adds up chunks of at most so many tokens, and no larger than is fast for so many places."""
+        def by(chunk: int, begun: Any) -> Any:
+            # The loop is last: XLA would copy a gradient to write into it, and turn its axes.
+            count, rest = divmod(self.share_size, chunk)
+            sums = add(begun, count * chunk, rest) if rest else begun
+            if count == 1:
+                return add(sums, 0, chunk)
+            return lax.fori_loop(0, count, lambda i, sums: add(sums, i * chunk, chunk), sums)
 
-    def run(chunk: int, begun: Any) -> Any:
-        # The loop is last: XLA would copy a gradient to write into it and give it another shape.
-        count, rest = divmod(size, chunk)
-        sums = add(begun, count * chunk, rest) if rest else begun
-        return lax.fori_loop(0, count, lambda i, sums: add(sums, i * chunk, chunk), sums)
-
-    fast = min(most, max(_CPU_CHUNK, _CPU_SCORES // places))
-    if fast == most:
-        return run(most, begun)
-    return lax.platform_dependent(
-        begun, cpu=functools.partial(run, fast), default=functools.partial(run, most)
-    )
+        places = len(self.x_ND)
+        most = self._form.chunk_of(self.share_size, places)
+        fast = max(_CPU_CHUNK, _CPU_SCORES // places)
+        if most == self.share_size or most <= fast:
+            return by(most, begun)
+        return lax.platform_dependent(
+            begun, cpu=functools.partial(by, fast), default=functools.partial(by, most)
+        )
