@@ -38,10 +38,10 @@ class Execution:
             attention without biases by distance, and no dropout of probabilities).
         vocabulary_chunk: Most tokens of the vocabulary that the loss scores at once, on each device
             that has a share of it; 0 scores all at once. Chunks take far less memory, and a fourth
-            product with the table where a loss on all scores takes three, unless a device has no
-            more than 2**25 scores, which it keeps. None is 8192 for vocabularies of at least
-            100,000 tokens, and 0 for smaller ones. A CPU scores fewer at once than it may, as many
-            as its cache holds.
+            product with the table where a loss on all scores takes three. A device that has no more
+            than 2**25 scores keeps them, and computes them at once where it has whole rows of the
+            table. None is 8192 for vocabularies of at least 100,000 tokens, and 0 for smaller ones.
+            A CPU scores fewer at once than it may, as many as its cache holds.
     """
 
     dtype: str = "float32"
