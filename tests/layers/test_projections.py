@@ -13,7 +13,7 @@ import pytest
 from xformer.layers.embedding import TokenEmbedding
 from xformer.layers.feedforward import ACTIVATIONS, feed_forward
 from xformer.layers.linear import GroupedLinear, Linear, multiply_kept
-from xformer.layers.norm import layer_norm
+from xformer.layers.norm import RMSNorm, layer_norm
 from xformer.partitioning import Rules, constraints
 
 RNG = np.random.default_rng(0)
@@ -276,6 +276,30 @@ def test_layer_norm_has_its_epsilon_dtype_and_axes():
     np.testing.assert_allclose(y.astype(jnp.float32), [[-(0.5**0.5), 0.5**0.5]], rtol=4e-3)
     embed = jax.sharding.PartitionSpec("embed")
     assert axes_of(module, normal(1, 2)) == {"scale": embed, "bias": embed}
+
+
+@pytest.mark.parametrize(
+    "norm", [RMSNorm(), layer_norm(epsilon=1e-5, dtype=jnp.dtype("float32"), name="norm")]
+)
+def test_a_row_by_itself_is_normalised_without_its_axis(norm):
+    """Beside an axis of size one CPUs are slow at sums; the values are those of any other row."""
+    x, dy = jnp.asarray(normal(1, 3, 8)), jnp.asarray(normal(1, 3, 8))
+    params = nn.meta.unbox(norm.init(jax.random.key(0), x))
+
+    def passes(params, x, dy):
+        y, pull = jax.vjp(norm.apply, params, x)
+        return y, *pull(dy)
+
+    steps = jax.make_jaxpr(passes)(params, x, dy).eqns
+    summed = [step.invars[0].aval for step in steps if step.primitive.name == "reduce_sum"]
+    assert len(summed) >= 3 and max(one.ndim for one in summed) == 2
+    y, dparams, dx = passes(params, x, dy)
+    twice = lambda one: jnp.concatenate([one, one])  # noqa: E731
+    of_two = passes(params, twice(x), twice(dy))
+    expected = twice(y), jax.tree.map(lambda one: 2 * one, dparams), twice(dx)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), of_two, expected
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

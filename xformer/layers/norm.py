@@ -5,10 +5,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from xformer.layers.lone_row import by_lone_row
 from xformer.layers.parameter import with_axes
 
 
-def layer_norm(*, epsilon: float, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
+class LayerNorm(nn.LayerNorm):
+    """A layer normalisation over the last axis, whose gradient is fast for a row by itself."""
+
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:  # type: ignore[override]
+        """Normalises the last axis."""
+        return by_lone_row(super().__call__, x)
+
+
+def layer_norm(*, epsilon: float, dtype: jnp.dtype, name: str) -> LayerNorm:
     """A layer normalisation over the model width (Ba et al., 2016, arXiv:1607.06450).
 
     The variance is computed in two passes: the one-pass form loses digits where the mean is large.
@@ -21,7 +30,7 @@ def layer_norm(*, epsilon: float, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
     Returns:
         The Linen module, with parameters `scale` and `bias` on the "embed" axis.
     """
-    return nn.LayerNorm(
+    return LayerNorm(
         epsilon=epsilon,
         dtype=dtype,
         use_fast_variance=False,
@@ -53,7 +62,10 @@ class RMSNorm(nn.Module):
             x_BTD.shape[-1:],
             jnp.float32,
         )
-        x_BTD = x_BTD.astype(jnp.float32)
-        square_BT1 = jnp.mean(x_BTD * x_BTD, axis=-1, keepdims=True)
-        normal_BTD = (x_BTD * jax.lax.rsqrt(square_BT1 + self.epsilon)).astype(self.dtype)
-        return normal_BTD * weight_D.astype(self.dtype)[None, None]
+
+        def normalise(x: Array) -> Array:
+            square = jnp.mean(x * x, axis=-1, keepdims=True)
+            normal = (x * jax.lax.rsqrt(square + self.epsilon)).astype(self.dtype)
+            return normal * weight_D.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+        return by_lone_row(normalise, x_BTD.astype(jnp.float32))
