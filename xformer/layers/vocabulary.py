@@ -33,7 +33,7 @@ class VocabularyScores:
             nothing.
         letters: "VD" or "DV", the axes of the table.
         chunk: Most tokens of the vocabulary that `sums` scores at once, on every device that has a
-            share of them; None for all.
+            share of them and more than few scores; None for all.
     """
 
     states_BTD: Float[Array, "B T D"]

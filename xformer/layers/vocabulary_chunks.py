@@ -103,7 +103,7 @@ def sums_in_chunks(
     bias_V: Float[Array, " V"] | None,
     ids_BT: Int[Array, "B T"],
 ) -> Sums:
-    """Sums over the scores of hidden states, of which those of a chunk exist at any time.
+    """Sums over the scores of hidden states, of which few exist at any time, or those of a chunk.
 
     Args:
         letters: "VD" or "DV", the axes of the table.

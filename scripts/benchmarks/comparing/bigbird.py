@@ -235,7 +235,8 @@ CASES = [
             Goal("Flax", 2.0, 3.0, measure="temporary"),
         ),
         tolerance=1e-3,
-        note="15 % of the tokens are masked; xformer scores those alone.",
+        huge_pages=True,
+        note="15 % of the tokens are masked; xformer scores those alone. Memory in huge pages.",
     ),
     Case(
         "bigbird-compile",

@@ -64,13 +64,11 @@ class Side:
         another: Whether it computes something else on purpose (a larger model, say), and its
             outputs are nobody else's.
         timed: Whether it is timed; if not, it is there for its outputs.
-        trains: Whether its process is one of `xformer train`, which asks for memory in huge pages.
     """
 
     build: Callable[[Setting], Program]
     another: bool = False
     timed: bool = True
-    trains: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,6 +105,7 @@ class Case:
         timed: Whether programs are run at all; if not, compiling them is what is compared.
         dtype: The numbers that are multiplied, which the machine's limit is measured with.
         platform: "gpu" for what GPUs alone are measured at; small sizes are computed everywhere.
+        huge_pages: Whether all sides have memory in huge pages on a CPU, as in `xformer train`.
         note: What must be known to read the row.
     """
 
@@ -118,6 +117,7 @@ class Case:
     timed: bool = True
     dtype: str = "float32"
     platform: str = "any"
+    huge_pages: bool = False
     note: str = ""
 
     @property

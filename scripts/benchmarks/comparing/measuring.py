@@ -81,9 +81,9 @@ def run_case(
     with contextlib.ExitStack() as stack:
         workers: dict[str, Worker] = {}
         try:
-            for name, side in case.sides.items():
+            for name in case.sides:
                 say(f"{name} is built")
-                workers[name] = Worker(script, case.name, name, setting, trains=side.trains)
+                workers[name] = Worker(script, case.name, name, setting, huge_pages=case.huge_pages)
                 stack.callback(workers[name].stop)
             say("outputs are compared")
             outputs = {name: worker.outputs() for name, worker in workers.items()}

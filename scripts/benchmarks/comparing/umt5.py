@@ -122,6 +122,8 @@ CASES = [
         {OURS: Side(gradient), "PyTorch": Side(torch_gradient)},
         (Goal("PyTorch", 1.25, 1.5),),
         tolerance=1e-3,
+        huge_pages=True,
+        note="Memory in huge pages.",
     ),
     *decoding.cases(
         "umt5",

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from comparing.case import Program, Setting
-from xformer.cli import huge_pages
+from xformer.cli.huge_pages import added
 
 _LOG_LINES = 30
 _PATIENCE_S = 3.0
@@ -37,7 +37,7 @@ class Worker:
     """A process of one side of a case, or of the machine's limits."""
 
     def __init__(
-        self, script: Path, case: str, side: str, setting: Setting, *, trains: bool = False
+        self, script: Path, case: str, side: str, setting: Setting, *, huge_pages: bool = False
     ) -> None:
         """Starts the process and waits until its program is built.
 
@@ -46,15 +46,15 @@ class Worker:
             case: Name of the case.
             side: Name of the side.
             setting: What to build it for.
-            trains: As `Side` has it.
+            huge_pages: As `Case` has it.
 
         Raises:
             ProcessEnded: if the process ends.
         """
         self._side = side
         environment = _environment(setting)
-        if trains and setting.platform == "cpu":
-            environment = huge_pages.added(environment)
+        if huge_pages and setting.platform == "cpu":
+            environment = added(environment)
         asked = {"case": case, "side": side, **dataclasses.asdict(setting)}
         slug = "".join(letter if letter.isalnum() else "_" for letter in f"{case}_{side}")
         self._log = setting.folder / f"{slug}.log"
