@@ -88,6 +88,20 @@ def test_what_another_model_computes_is_not_compared():
     assert agreement(case(), outputs) == {"x": pytest.approx(5e-6, rel=1e-2)}
 
 
+def test_memory_is_in_huge_pages_where_the_row_says_so(tmp_path, monkeypatch):
+    from comparing.case import Setting
+    from comparing.worker import _environment
+
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.perturb=0")
+    on_cpu, on_gpu = (Setting(tmp_path, True, 2, platform) for platform in ("cpu", "gpu"))
+    assert "hugetlb=1" in _environment(on_cpu, huge_pages=True)["GLIBC_TUNABLES"]
+    for setting, asked in ((on_cpu, False), (on_gpu, True)):
+        tunables = _environment(setting, huge_pages=asked)["GLIBC_TUNABLES"]
+        assert tunables == "glibc.malloc.perturb=0"
+    assert case(note="Note.", huge_pages=True).remarks == "Note. Memory in huge pages."
+    assert [case(note=note).remarks for note in ("Note.", "")] == ["Note.", ""]
+
+
 def test_ratios_are_those_of_turns_and_per_unit():
     from comparing.case import Goal
 

@@ -37,6 +37,10 @@ class _Shared(NamedTuple):
     heads: int
     steps: int = 1
 
+    def scan(self, add: Any, begun: Any, numbers: Any, *, on_cpu: bool) -> Any:
+        """A loop, with so many steps a turn where a CPU that is alone runs it."""
+        return lax.scan(add, begun, numbers, unroll=self.steps if on_cpu else 1)
+
 
 # Of 12 heads faster than fewer or more. Several steps take more memory, and longer to compile.
 _EVALUATION = _Shared(6, 3)
@@ -104,7 +108,8 @@ def _forward(
 
 def _backward(reading: Reading, saved: Any, dout_BTNH: Array) -> tuple[Array, Array, Array, None]:
     """The gradients of queries, keys and values."""
-    return *_by_platform(_gradients, reading, *saved, dout_BTNH), None
+    compute = functools.partial(_gradients, _BACKWARD)
+    return *_by_platform(compute, reading, *saved, dout_BTNH), None
 
 
 _attend.defvjp(_forward, _backward)
@@ -132,7 +137,7 @@ def _contexts(
     """The contexts, and the logarithms of the softmax's denominators."""
     steps = Steps(reading, given, k_BTNH, v_BTNH, on_cpu)
     parts = steps.by_heads(shared.heads)
-    scan = functools.partial(lax.scan, unroll=shared.steps if on_cpu else 1)
+    scan = functools.partial(shared.scan, on_cpu=on_cpu)
     ends = [part.ends(q_BTNH) for part in parts]
 
     def read_all(states: list[Softmax], number: Array) -> tuple[list[Softmax], None]:
@@ -154,6 +159,7 @@ def _contexts(
 
 
 def _gradients(
+    shared: _Shared,
     reading: Reading,
     on_cpu: bool,
     q_BTNH: Array,
@@ -166,7 +172,8 @@ def _gradients(
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N H"], Float[Array, "B T N H"]]:
     """The gradients of queries, keys and values."""
     steps = Steps(reading, given, k_BTNH, v_BTNH, on_cpu)
-    parts = steps.by_heads(_BACKWARD.heads)
+    parts = steps.by_heads(shared.heads)
+    scan = functools.partial(shared.scan, on_cpu=on_cpu)
     # A product of matrices, since XLA's CPU compiler makes slow sums of products of numbers.
     exact = (x.astype(jnp.float32) for x in (out_BTNH, dout_BTNH))
     means_BTN = jnp.einsum("BTNH,BTNH->BTN", *exact, precision=lax.Precision.HIGHEST)
@@ -197,12 +204,12 @@ def _gradients(
         (jnp.zeros(own.q_BNMWH.shape), *[part.no_gradient()] * 2)
         for part, own in zip(parts, ends, strict=True)
     ]
-    found, _ = lax.scan(read_all, zeros, steps.all_steps)
+    found, _ = scan(read_all, zeros, steps.all_steps)
     dends, *dkv = zip(*found, strict=True)
     dends_BNMWH = steps.shards.total(join_heads(dends, 1))
     dq_BTNH = steps.from_ends(dends_BNMWH.astype(q_BTNH.dtype))
     carry = dq_BTNH, list(zip(*dkv, strict=True))
-    (dq_BTNH, dkv), _ = lax.scan(read_rows, carry, steps.row_steps)
+    (dq_BTNH, dkv), _ = scan(read_rows, carry, steps.row_steps)
     dk_BTNH, dv_BTNH = (
         join_heads([part.by_token(d) for part, d in zip(parts, dx, strict=True)], 2)
         for dx in zip(*dkv, strict=True)

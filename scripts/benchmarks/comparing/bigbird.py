@@ -236,7 +236,7 @@ CASES = [
         ),
         tolerance=1e-3,
         huge_pages=True,
-        note="15 % of the tokens are masked; xformer scores those alone. Memory in huge pages.",
+        note="15 % of the tokens are masked; xformer scores those alone.",
     ),
     Case(
         "bigbird-compile",

@@ -121,6 +121,11 @@ class Case:
     note: str = ""
 
     @property
+    def remarks(self) -> str:
+        """What must be known to read the row, and what memory the sides have."""
+        return " ".join(filter(None, (self.note, "Memory in huge pages." * self.huge_pages)))
+
+    @property
     def family(self) -> str:
         """The family."""
         return self.name.partition("-")[0]

@@ -76,7 +76,7 @@ def run_case(
         The record, as JSON has it. Where outputs differ, or a process ends early, it says so by
         "refused" and has no figures.
     """
-    record = {"name": case.name, "family": case.family, "work": case.work, "note": case.note}
+    record = {"name": case.name, "family": case.family, "work": case.work, "note": case.remarks}
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         workers: dict[str, Worker] = {}

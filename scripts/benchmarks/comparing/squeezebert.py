@@ -145,7 +145,6 @@ CASES = [
         (Goal("PyTorch", 1.4, 1.8),),
         tolerance=1e-3,
         huge_pages=True,
-        note="Two labels of texts, AdamW, gradients clipped at 1, no dropout; "
-        "memory in huge pages.",
+        note="Two labels of texts, AdamW, gradients clipped at 1, no dropout.",
     ),
 ]

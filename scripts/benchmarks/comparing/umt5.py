@@ -123,7 +123,6 @@ CASES = [
         (Goal("PyTorch", 1.25, 1.5),),
         tolerance=1e-3,
         huge_pages=True,
-        note="Memory in huge pages.",
     ),
     *decoding.cases(
         "umt5",

@@ -55,7 +55,6 @@ CASES = [
             Goal("xformer, plain", 1 / 1.2, 1 / 1.05),
         ),
         huge_pages=True,
-        note="At most 1.2 times the time of the plain loss is a ratio of at least 0.83. "
-        "Memory in huge pages.",
+        note="At most 1.2 times the time of the plain loss is a ratio of at least 0.83.",
     )
 ]

@@ -52,9 +52,7 @@ class Worker:
             ProcessEnded: if the process ends.
         """
         self._side = side
-        environment = _environment(setting)
-        if huge_pages and setting.platform == "cpu":
-            environment = added(environment)
+        environment = _environment(setting, huge_pages=huge_pages)
         asked = {"case": case, "side": side, **dataclasses.asdict(setting)}
         slug = "".join(letter if letter.isalnum() else "_" for letter in f"{case}_{side}")
         self._log = setting.folder / f"{slug}.log"
@@ -182,8 +180,8 @@ def use_threads(threads: int) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
-def _environment(setting: Setting) -> dict[str, str]:
-    """What decides the number of threads, and that all multiply as exactly and compile anew."""
+def _environment(setting: Setting, *, huge_pages: bool) -> dict[str, str]:
+    """What decides threads and memory, and that all multiply as exactly and compile anew."""
     given = {
         "OMP_NUM_THREADS": str(setting.threads),
         "MKL_NUM_THREADS": str(setting.threads),
@@ -199,4 +197,5 @@ def _environment(setting: Setting) -> dict[str, str]:
     if setting.platform == "cpu":
         given |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     kept = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    return kept | given
+    environment = kept | given
+    return added(environment) if huge_pages and setting.platform == "cpu" else environment

@@ -186,7 +186,7 @@ CASES = [
         (Goal("Flax", 1.1, 1.3),),
         tolerance=1e-3,
         huge_pages=True,
-        note="Next token, AdamW, gradients clipped at 1, no dropout; memory in huge pages.",
+        note="Next token, AdamW, gradients clipped at 1, no dropout.",
     ),
     Case(
         "xglm-1.7b-train",
